@@ -1,0 +1,84 @@
+"""The seam: what a collector asks of greenlets or of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ubatch.batch import Batch
+    from ubatch.executors import Executor, ExecutorOption
+    from ubatch.future import Future
+
+
+class Latch(Protocol):
+    """An event that happens once; any number may wait."""
+
+    def set(self) -> object:
+        """Let everybody go, now and from now on. Does not block."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Wait for set(), *timeout* seconds at most; return whether it came."""
+
+
+class Wake(Protocol):
+    """An event for one waiter, that is forgotten as soon as it is noticed."""
+
+    def set(self) -> object:
+        """Wake the waiter, or else its next wait. Does not block."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Wait for a set() since the last wait, *timeout* seconds at most."""
+
+
+class Backend(Protocol):
+    """Greenlets or native threads, for one collector."""
+
+    name: str
+    settled_turns: int
+    """How many quiet turns in a row mean that arrivals have settled."""
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return what guards the collector's state; re-entrant, never held long."""
+
+    def mutex(self) -> AbstractContextManager[Any]:
+        """Return a lock that strands may wait for as long as it takes."""
+
+    def latch(self) -> Latch:
+        """Return a latch for callers who are where the state may be touched."""
+
+    def latch_here(self) -> Latch:
+        """Return a latch that fits whoever asks; set() where state is touched."""
+
+    def wake(self) -> Wake:
+        """Return a wake."""
+
+    def turn(self, wake: Wake) -> None:
+        """Let what is ready run, once; a set *wake* may cut it short."""
+
+    def spawn(
+        self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        """Start a strand; call *ended* with what escaped it, if anything did."""
+
+    def defer(self, fn: Callable[[], None]) -> None:
+        """Run a user's callback where it harms the strands least."""
+
+    def is_foreign(self) -> bool:
+        """Tell whether the caller is where the state may not be touched."""
+
+    def in_owner(self, fn: Callable[[], Any]) -> Any:
+        """Run *fn*, which does not block, where the state may be touched."""
+
+    def soon(self, fn: Callable[[], object]) -> None:
+        """Like in_owner, but do not wait for it; nothing if it is gone."""
+
+    def alive(self) -> bool:
+        """Tell whether strands can still run."""
+
+    def future(self, batch: Batch, ticket: float) -> Future[Any]:
+        """Return the future of one call."""
+
+    def executor(self, option: ExecutorOption, workers: int) -> Executor:
+        """Return what runs the handler."""

@@ -1,0 +1,237 @@
+"""Greenlets on one gevent hub.
+
+Nothing of gevent's is touched from another native thread but
+``loop.run_callback_threadsafe``: its queues and events lose wake-ups there.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import getcurrent, monkey
+from gevent._hub_local import get_hub_if_exists
+from gevent.event import AsyncResult
+from gevent.hub import (  # type: ignore[attr-defined]
+    MAIN_THREAD_IDENT,
+    Hub,
+    get_hub,
+    get_thread_ident,
+)
+from gevent.lock import Semaphore
+
+from ubatch.backends.thread import ThreadLatch
+from ubatch.errors import BackendError
+from ubatch.future import Future
+
+if TYPE_CHECKING:
+    from ubatch.backends.base import Latch, Wake
+    from ubatch.batch import Batch
+    from ubatch.executors import Executor, ExecutorOption
+
+
+def runs_under_a_hub() -> bool:
+    """Tell whether the caller is a greenlet that a hub runs.
+
+    True in uWSGI and gevent.pywsgi too, which need not patch anything.
+    """
+    hub = get_hub_if_exists()
+    return hub is not None and getcurrent() is not hub.parent
+
+
+def threading_is_patched() -> bool:
+    """Tell whether ``threading`` makes greenlets."""
+    return bool(monkey.is_module_patched("threading"))
+
+
+class GeventBackend:
+    """Strands are greenlets; the hub's thread owns all state.
+
+    Owner: only the thread of ``_hub`` touches the collector's state, and never
+    switches while it does. Anybody else is foreign.
+    """
+
+    name = "gevent"
+    settled_turns = 2
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def lock(self) -> AbstractContextManager[Any]:
+        return _NO_LOCK
+
+    def mutex(self) -> AbstractContextManager[Any]:
+        return Semaphore(1, self._hub)
+
+    def latch(self) -> Latch:
+        return AsyncResult()
+
+    def latch_here(self) -> Latch:
+        return ThreadLatch() if self.is_foreign() else self.latch()
+
+    def wake(self) -> Wake:
+        return GeventWake(self._hub)
+
+    def turn(self, wake: Wake) -> None:
+        self._turn()
+
+    def _turn(self) -> None:
+        # One full turn of the loop: sleep(0) alone runs what is queued but polls
+        # no socket, and a zero timer fires before that turn's sockets are read.
+        timer = self._hub.loop.timer(0.0)
+        try:
+            self._hub.wait(timer)
+        finally:
+            timer.close()
+        gevent.sleep(0)
+
+    def spawn(
+        self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        # A link, not a try: a greenlet killed before its first switch runs nothing.
+        strand = gevent.Greenlet(Context().run, work)
+        strand.rawlink(lambda dead: ended(_escaped(dead)))
+        strand.start()
+
+    def defer(self, fn: Callable[[], None]) -> None:
+        gevent.spawn(Context().run, fn)
+
+    def is_foreign(self) -> bool:
+        return get_hub_if_exists() is not self._hub
+
+    def in_owner(self, fn: Callable[[], Any]) -> Any:
+        if not self.is_foreign():
+            return fn()
+        returned: list[Any] = []
+        raised: list[BaseException] = []
+        done = ThreadLatch()
+
+        def call() -> None:
+            try:
+                returned.append(fn())
+            except BaseException as error:
+                raised.append(error)
+            finally:
+                done.set()
+
+        if not self._send(call):
+            raise BackendError("the gevent hub that ran the batches is gone")
+        done.wait()
+        if raised:
+            raise raised[0]
+        return returned[0]
+
+    def soon(self, fn: Callable[[], object]) -> None:
+        self._send(fn)
+
+    def _send(self, fn: Callable[[], object]) -> bool:
+        try:
+            self._hub.loop.run_callback_threadsafe(fn)
+        except (AttributeError, ValueError):  # the hub, or its loop, is destroyed
+            return False
+        return True
+
+    def alive(self) -> bool:
+        threads = sys._current_frames()  # the only list that patching leaves alone
+        return self._hub.loop is not None and self._hub.thread_ident in threads
+
+    def future(self, batch: Batch, ticket: float) -> Future[Any]:
+        return GeventFuture(batch, ticket)
+
+    def executor(self, option: ExecutorOption, workers: int) -> Executor:
+        from ubatch.executors import for_gevent
+
+        return for_gevent(option, workers, self._hub, self._turn)
+
+
+def make() -> GeventBackend:
+    """Return the backend for one collector, on the hub that should run it.
+
+    Raises:
+        BackendError: A native thread asks first, and no hub runs anywhere.
+    """
+    if runs_under_a_hub() or get_thread_ident() == MAIN_THREAD_IDENT:
+        return GeventBackend(get_hub())
+    # The first caller is a native thread, which may end before the second call
+    # comes: the hub of the main thread is the one that lives on.
+    for candidate in gc.get_objects():
+        if isinstance(candidate, Hub) and candidate.loop and candidate.loop.default:
+            return GeventBackend(candidate)
+    raise BackendError(
+        "the first call came from a native thread, and the main thread has no gevent "
+        "hub; make the first call from a greenlet, or use backend='thread'"
+    )
+
+
+class GeventFuture(Future[Any]):
+    """A future that ``gevent.wait`` and ``gevent.iwait`` can wait for."""
+
+    __slots__ = ()
+
+    def rawlink(self, callback: Callable[[Future[Any]], object]) -> None:
+        """Call ``callback(self)`` in the hub when the call is done.
+
+        Only from the hub's own thread. *callback* must not block.
+        """
+        link = _HubLink(callback)
+        if not self._link(link):
+            link(self)
+
+    def unlink(self, callback: Callable[[Future[Any]], object]) -> None:
+        """Take back a rawlink(), if it has not been called."""
+        for link in self._links:
+            if isinstance(link, _HubLink) and link.callback == callback:
+                self._unlink(link)
+                return
+
+
+class _HubLink:
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[Future[Any]], object]) -> None:
+        self.callback = callback
+
+    def __call__(self, future: Future[Any]) -> None:
+        get_hub().loop.run_callback(self.callback, future)
+
+
+class GeventWake:
+    """A semaphore that never counts past one."""
+
+    __slots__ = ("_semaphore",)
+
+    def __init__(self, hub: Hub) -> None:
+        self._semaphore = Semaphore(0, hub)
+
+    def set(self) -> None:
+        if self._semaphore.locked():
+            self._semaphore.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return bool(self._semaphore.acquire(timeout=timeout))
+
+
+class _NoLock:
+    """What guards state that only one thread touches, between two switches."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_NO_LOCK = _NoLock()
+
+
+def _escaped(strand: gevent.Greenlet[..., None]) -> BaseException | None:
+    """Return what ended a greenlet, if it did not just return."""
+    value = strand.exception or strand.value  # a killed one *returns* GreenletExit
+    return value if isinstance(value, BaseException) else None

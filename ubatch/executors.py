@@ -1,0 +1,292 @@
+"""What runs the handler?
+
+An executor blocks the strand that calls it, a greenlet or a thread, until the
+handler is done; that is what makes a strand a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from concurrent import futures
+from contextlib import suppress
+from contextvars import Context
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
+
+from ubatch.batch import Batch, answer
+from ubatch.errors import BackendError, Failure
+from ubatch.nesting import running_batch
+
+if TYPE_CHECKING:
+    from gevent.hub import Hub
+    from gevent.threadpool import ThreadPool
+
+logger = logging.getLogger(__name__)
+
+ExecutorName = Literal["threadpool", "hub_threadpool", "inline"]
+ExecutorOption = Union[ExecutorName, "ThreadPool", futures.Executor]
+EXECUTORS: tuple[ExecutorName, ...] = ("threadpool", "hub_threadpool", "inline")
+
+HUB_STALL = 0.1
+"""Seconds that an inline handler may keep the hub before we say so.
+
+What gevent's own monitor calls blocking (``GEVENT_MAX_BLOCKING_TIME``).
+"""
+
+Handler = Callable[..., Any]
+
+
+class Outcome(NamedTuple):
+    """What became of a batch."""
+
+    answers: list[Any] | None
+    failure: Failure | None
+    seconds: float
+    """How long the handler ran."""
+
+
+class Executor(Protocol):
+    """Where handlers run."""
+
+    name: str
+    fatal: tuple[type[BaseException], ...]
+    """What a handler may raise that has to end the strand too."""
+
+    def run(self, handler: Handler, batch: Batch) -> Outcome:
+        """Run the handler on a batch; block the strand, raise nothing of its."""
+
+    def rest(self) -> None:
+        """Let others have their turn before the strand takes the next batch."""
+
+    def close(self) -> None:
+        """Let go of threads that were made here. Does not wait for handlers."""
+
+
+def check(option: object) -> None:
+    """Refuse what cannot be an executor, as early as possible.
+
+    Raises:
+        ValueError: A name that means nothing.
+        TypeError: An object that runs nothing.
+    """
+    if isinstance(option, str):
+        if option not in EXECUTORS:
+            raise ValueError(
+                f"executor={option!r} is unknown; use one of {', '.join(EXECUTORS)}, "
+                "a concurrent.futures.Executor or a gevent.threadpool.ThreadPool"
+            )
+    elif not isinstance(option, futures.Executor) and not _is_gevent_pool(option):
+        raise TypeError(
+            f"executor must be a name, a concurrent.futures.Executor or a "
+            f"gevent.threadpool.ThreadPool, not {option!r}"
+        )
+
+
+def name_of(option: ExecutorOption) -> str:
+    """Return an executor's name, for people."""
+    return option if isinstance(option, str) else type(option).__name__
+
+
+def for_threads(option: ExecutorOption) -> Executor:
+    """Return the executor for strands that are threads.
+
+    Raises:
+        BackendError: It needs a hub.
+    """
+    if option in ("threadpool", "inline"):  # the strands are the thread pool
+        return InlineExecutor(str(option))
+    if isinstance(option, futures.Executor):
+        return FuturesExecutor(option, futures.Future.result)
+    raise BackendError(
+        f"executor={option!r} needs the gevent backend, and this process runs "
+        "batches on native threads; use executor='threadpool'"
+    )
+
+
+def for_gevent(
+    option: ExecutorOption, workers: int, hub: Hub, turn: Callable[[], None]
+) -> Executor:
+    """Return the executor for strands that are greenlets of *hub*.
+
+    *turn* lets the hub's loop turn once.
+    """
+    from gevent.threadpool import ThreadPool
+
+    if option == "threadpool":
+        return PoolExecutor("threadpool", ThreadPool(workers, hub), owned=True)
+    if option == "hub_threadpool":
+        return PoolExecutor("hub_threadpool", hub.threadpool, owned=False)
+    if option == "inline":
+        return HubExecutor(hub, turn)
+    if isinstance(option, futures.Executor):
+        return FuturesExecutor(option, _HubWait(hub))
+    return PoolExecutor(name_of(option), option, owned=False)
+
+
+class InlineExecutor:
+    """Run the handler in the strand itself."""
+
+    fatal: tuple[type[BaseException], ...] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, handler: Handler, batch: Batch) -> Outcome:
+        return attempt(handler, batch)
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class HubExecutor(InlineExecutor):
+    """Run the handler in a greenlet on the hub, for handlers that cooperate."""
+
+    def __init__(self, hub: Hub, turn: Callable[[], None]) -> None:
+        from gevent import GreenletExit
+
+        super().__init__("inline")
+        self.fatal = (SystemExit, KeyboardInterrupt, GreenletExit)
+        self._hub = hub
+        self._turn = turn
+        self._warned = False
+
+    def run(self, handler: Handler, batch: Batch) -> Outcome:
+        turned = self._hub.loop.now()
+        outcome = attempt(handler, batch)
+        if outcome.seconds > HUB_STALL and not self._warned:
+            # The loop reads the clock once a turn: the same time means no turn.
+            if self._hub.loop.now() == turned:
+                self._warned = True
+                logger.warning(
+                    "%s: the inline handler kept the hub for %.2f s; no greenlet ran "
+                    "meanwhile. Use executor='threadpool', or a handler that "
+                    "cooperates",
+                    batch.collector.name,
+                    outcome.seconds,
+                )
+        return outcome
+
+    def rest(self) -> None:
+        self._turn()  # or a busy batcher would starve I/O
+
+
+class PoolExecutor:
+    """Run the handler on a thread of a gevent thread pool."""
+
+    fatal: tuple[type[BaseException], ...] = ()
+
+    def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
+        self.name = name
+        self._pool = pool
+        self._owned = owned
+
+    def run(self, handler: Handler, batch: Batch) -> Outcome:
+        outcome: Outcome | None = self._pool.spawn(attempt, handler, batch).get()
+        assert outcome is not None  # attempt() returns, whatever happens
+        return outcome
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._owned:
+            self._pool.kill()
+
+
+class FuturesExecutor:
+    """Run the handler on somebody's ``concurrent.futures.Executor``."""
+
+    fatal: tuple[type[BaseException], ...] = ()
+
+    def __init__(
+        self,
+        executor: futures.Executor,
+        wait: Callable[[futures.Future[Any]], Any],
+    ) -> None:
+        self.name = name_of(executor)
+        self._executor = executor
+        self._wait = wait
+
+    def run(self, handler: Handler, batch: Batch) -> Outcome:
+        began = monotonic()
+        try:
+            if isinstance(self._executor, futures.ThreadPoolExecutor):
+                task = self._executor.submit(attempt, handler, batch)
+                outcome: Outcome = self._wait(task)
+                return outcome
+            # It may run elsewhere: send what can be pickled.
+            args, kwargs = batch.inputs
+            job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
+            answers = self._wait(job)
+            return Outcome(answers, None, monotonic() - began)
+        except Exception as error:  # the handler's, or a broken executor's
+            return Outcome(None, Failure(error), monotonic() - began)
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _HubWait:
+    """Wait in a greenlet for a future that another thread will finish."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def __call__(self, future: futures.Future[Any]) -> Any:
+        from gevent.event import Event
+
+        finished = Event()
+        # The watcher keeps the loop from ending while the main greenlet waits, and
+        # send() is the one call on it that another thread may make.
+        watcher = self._hub.loop.async_()
+        watcher.start(finished.set)
+        try:
+            future.add_done_callback(lambda _: _send(watcher))
+            finished.wait()
+        finally:
+            watcher.close()
+        return future.result()
+
+
+def _send(watcher: Any) -> None:
+    with suppress(Exception):  # closed: the strand was killed, and nobody waits
+        watcher.send()
+
+
+def attempt(handler: Handler, batch: Batch) -> Outcome:
+    """Run the handler on a batch in this thread; return whatever comes of it.
+
+    In a fresh context: a worker's thread would hand one batch's context variables
+    on to the next. Nothing is raised: an error that leaves a gevent pool's thread
+    is printed by the hub, and SystemExit there ends the main greenlet.
+    """
+    began = monotonic()
+    answers, failure = None, None
+    try:
+        answers = Context().run(_answer_inside, handler, batch)
+    except BaseException as error:
+        failure = Failure(error)
+    return Outcome(answers, failure, monotonic() - began)
+
+
+def _answer_inside(handler: Handler, batch: Batch) -> list[Any]:
+    running_batch.set(batch)
+    args, kwargs = batch.inputs
+    return answer(handler, batch.size, args, kwargs)
+
+
+def _afresh(handler: Handler, size: int, args: Any, kwargs: Any) -> list[Any]:
+    return Context().run(answer, handler, size, args, kwargs)
+
+
+def _is_gevent_pool(option: object) -> bool:
+    module = sys.modules.get("gevent.threadpool")
+    return module is not None and isinstance(option, module.ThreadPool)

@@ -1,0 +1,183 @@
+"""What submit() returns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ubatch.errors import BackendError, Failure
+from ubatch.nesting import waiting_for
+
+if TYPE_CHECKING:
+    from ubatch.batch import Batch
+
+S = TypeVar("S")
+logger = logging.getLogger(__name__)
+
+
+class Future(Generic[S]):
+    """The result of one call, now or later.
+
+    Speaks the language of ``concurrent.futures.Future``. Every method may be
+    called from any greenlet and any native thread.
+
+    Owner: changed only by the collector's owner, under its lock.
+    Invariant: once ``_done``, the result or the error stays what it is.
+    """
+
+    __slots__ = ("_batch", "_ticket", "_done", "_result", "_failure", "_links")
+
+    def __init__(self, batch: Batch, ticket: float) -> None:
+        self._batch = batch
+        self._ticket = ticket
+        self._done = False
+        self._result: S | None = None
+        self._failure: Failure | None = None
+        self._links: list[Callable[[Future[S]], object]] = []
+
+    def result(self, timeout: float | None = None) -> S:
+        """Wait for the result, blocking this caller but not the hub.
+
+        Args:
+            timeout: Seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            TimeoutError: Not there after *timeout* seconds. The call goes on;
+                cancel() gives it up.
+            concurrent.futures.CancelledError: cancel() came first.
+            DeadlineExceeded: The call's own deadline passed.
+            Exception: What the handler raised, in a copy for this call.
+        """
+        self._wait(timeout)
+        if self._failure is not None:
+            raise self._failure.own()
+        return self._result  # type: ignore[return-value]  # set: it is done
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as result() does; return the error it would raise, or None.
+
+        Raises:
+            TimeoutError: Not there after *timeout* seconds.
+            concurrent.futures.CancelledError: cancel() came first.
+        """
+        self._wait(timeout)
+        if self._failure is None:
+            return None
+        error = self._failure.own()
+        if isinstance(error, CancelledError):
+            raise error
+        return error
+
+    def done(self) -> bool:
+        """Tell whether result() would return or raise at once."""
+        self._expire_if_due()
+        return self._done
+
+    def running(self) -> bool:
+        """Tell whether the handler has this call now."""
+        return self._batch.running and not self._done
+
+    def cancelled(self) -> bool:
+        """Tell whether cancel() gave this call up."""
+        failure = self._failure
+        return failure is not None and isinstance(failure.error, CancelledError)
+
+    def cancel(self) -> bool:
+        """Give the call up, if the handler does not have it yet.
+
+        Returns:
+            True if the call will never reach the handler; False if it is running
+            or done.
+        """
+        return self._owned(lambda: self._batch.collector.cancel(self))
+
+    def add_done_callback(self, fn: Callable[[Future[S]], object]) -> None:
+        """Call ``fn(self)`` when the call is done, at once if it is.
+
+        On the gevent backend *fn* runs in a greenlet of its own, on the thread
+        backend in the worker's thread, where it should not block. What it raises
+        is logged and harms nobody.
+        """
+
+        def guarded(future: Future[S]) -> None:
+            try:
+                fn(future)
+            except Exception:
+                name = self._batch.collector.name
+                logger.exception("%s: a done callback raised", name)
+
+        def deferred(future: Future[S]) -> None:
+            self._batch.collector.backend.defer(lambda: guarded(future))
+
+        if not self._link(deferred):
+            guarded(self)
+
+    def _link(self, notify: Callable[[Future[S]], object]) -> bool:
+        """Have *notify* called when done; return False if it is done already.
+
+        *notify* is ours: it neither blocks nor raises.
+        """
+        return self._owned(lambda: self._batch.collector.link(self, notify))
+
+    def _unlink(self, notify: Callable[[Future[S]], object]) -> None:
+        with suppress(ValueError):  # it was notified meanwhile
+            self._links.remove(notify)
+
+    def _finish(self, result: S | None, failure: Failure | None) -> None:
+        """Take the end of the call; whoever calls this then calls _notify()."""
+        self._result = result
+        self._failure = failure
+        self._done = True
+
+    def _notify(self) -> None:
+        # Race: 1. this copies the links; 2. a waiter whose time is up unlinks
+        #       itself from the list. In a copy nobody else is skipped.
+        for notify in tuple(self._links):
+            notify(self)
+        self._links.clear()
+
+    def _wait(self, timeout: float | None) -> None:
+        self._expire_if_due()
+        if self._done:
+            return
+        with waiting_for(self._batch):
+            patience = self._patience(timeout)
+            latch = self._batch.collector.backend.latch_here()
+
+            def wake(_: Future[S]) -> None:
+                latch.set()
+
+            if not self._link(wake):
+                return
+            try:
+                latch.wait(patience)
+            finally:
+                self._unlink(wake)
+        self._expire_if_due()
+        if not self._done:
+            raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
+
+    def _patience(self, timeout: float | None) -> float | None:
+        left = self._batch.time_left(self._ticket)
+        if timeout is None or left is None:
+            return left if timeout is None else timeout
+        return min(timeout, left)
+
+    def _expire_if_due(self) -> None:
+        if not self._done and self._batch.time_left(self._ticket) == 0.0:
+            self._owned(lambda: self._batch.collector.expire(self._batch, self._ticket))
+
+    def _owned(self, act: Callable[[], bool]) -> bool:
+        """Do *act* where the collector's state may be touched."""
+        collector = self._batch.collector
+        if collector.inherited():
+            if self._done:
+                return False
+            raise BackendError(
+                f"{collector.name}: this call was made before the process forked; "
+                "its answer goes to the parent. Call again here"
+            )
+        return bool(collector.backend.in_owner(act))

@@ -1,0 +1,73 @@
+"""Are the options sane? Whatever is not is refused where it is written."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from typing import TypeVar
+
+Word = TypeVar("Word", bound=str)
+
+
+def count(option: str, value: int) -> int:
+    """Return a whole number of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{option} must be a whole number, not {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{option} must be at least 1, not {value!r}")
+    return number
+
+
+def seconds(option: str, value: float) -> float:
+    """Return a finite time of 0 seconds or more."""
+    try:
+        time = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{option} must be a number of seconds, not {value!r}"
+        ) from None
+    if not 0 <= time < math.inf:  # NaN fails this too
+        raise ValueError(
+            f"{option} must be 0 seconds or more, and finite, not {value!r}"
+        )
+    return time
+
+
+def deadline(value: float | None) -> float | None:
+    """Return a time of more than 0 seconds, or None."""
+    if value is None:
+        return None
+    if seconds("deadline", value) == 0:
+        raise ValueError("deadline must be more than 0 seconds; None means no deadline")
+    return float(value)
+
+
+def one_of(option: str, value: Word, words: tuple[Word, ...]) -> Word:
+    """Return one of a few words."""
+    if value not in words:
+        raise ValueError(
+            f"{option}={value!r} is unknown; use one of {', '.join(words)}"
+        )
+    return value
+
+
+def check_handler(handler: object) -> None:
+    """Refuse what cannot answer a batch.
+
+    Raises:
+        TypeError: It cannot be called, or is a coroutine function.
+    """
+    if not callable(handler):
+        raise TypeError(f"handler must be a function that takes lists, not {handler!r}")
+    for function in (handler, getattr(handler, "__call__", None)):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
+            function
+        ):
+            raise TypeError(
+                f"handler {handler!r} is a coroutine function, and nothing here would "
+                "await it; pass a plain function, for instance one that calls "
+                "asyncio.run()"
+            )

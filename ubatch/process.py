@@ -1,0 +1,25 @@
+"""Which process is this? A fork makes another, without asking the pid each time."""
+
+from __future__ import annotations
+
+import os
+
+
+class Epoch:
+    """One process's life; compared by identity."""
+
+    __slots__ = ()
+
+
+epoch = Epoch()
+"""Stands for this process until it forks. Read it as ``process.epoch``."""
+
+
+def _forked() -> None:
+    # Nothing but this assignment: it runs in the child before gunicorn patches,
+    # so a lock or a thread made here would be of the wrong kind.
+    global epoch
+    epoch = Epoch()
+
+
+os.register_at_fork(after_in_child=_forked)

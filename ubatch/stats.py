@@ -1,0 +1,152 @@
+"""What has a batcher done so far?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+class Counters:
+    """What the collector counts, in one process.
+
+    Owner: changed only under the collector's lock.
+    Invariant: calls_total = results_total + failures_total + cancelled_total
+    + expired_total + pending + running.
+    """
+
+    __slots__ = (
+        "calls_total",
+        "batches_total",
+        "results_total",
+        "failures_total",
+        "cancelled_total",
+        "expired_total",
+        "rejected_total",
+        "batch_sizes",
+        "dispatch_reasons",
+        "queued_seconds",
+        "handler_seconds",
+        "pending",
+        "running",
+    )
+
+    def __init__(self) -> None:
+        self.calls_total = 0
+        self.batches_total = 0
+        self.results_total = 0
+        self.failures_total = 0
+        self.cancelled_total = 0
+        self.expired_total = 0
+        self.rejected_total = 0
+        self.batch_sizes: Counter[int] = Counter()
+        self.dispatch_reasons: Counter[str] = Counter()
+        self.queued_seconds = 0.0
+        self.handler_seconds = 0.0
+        self.pending = 0
+        self.running = 0
+
+    def joined(self) -> None:
+        """Count a call that was accepted."""
+        self.calls_total += 1
+        self.pending += 1
+
+    def closed(self, size: int, reason: str, queued: float) -> None:
+        """Count a batch that goes to the handler."""
+        self.pending -= size
+        self.running += size
+        self.batches_total += 1
+        self.batch_sizes[size] += 1
+        self.dispatch_reasons[reason] += 1
+        self.queued_seconds += queued
+
+    def ended(
+        self,
+        *,
+        was_running: bool,
+        results: int = 0,
+        failures: int = 0,
+        cancelled: int = 0,
+        expired: int = 0,
+    ) -> None:
+        """Count calls that have ended, each in one way."""
+        ended = results + failures + cancelled + expired
+        if was_running:
+            self.running -= ended
+        else:
+            self.pending -= ended
+        self.results_total += results
+        self.failures_total += failures
+        self.cancelled_total += cancelled
+        self.expired_total += expired
+
+    def snapshot(self, name: str, backend: str | None, executor: str) -> Stats:
+        """Return what has been counted so far."""
+        return Stats(
+            name=name,
+            backend=backend,
+            executor=executor,
+            calls_total=self.calls_total,
+            batches_total=self.batches_total,
+            results_total=self.results_total,
+            failures_total=self.failures_total,
+            cancelled_total=self.cancelled_total,
+            expired_total=self.expired_total,
+            rejected_total=self.rejected_total,
+            batch_sizes=MappingProxyType(dict(sorted(self.batch_sizes.items()))),
+            dispatch_reasons=MappingProxyType(dict(self.dispatch_reasons)),
+            queued_seconds=self.queued_seconds,
+            handler_seconds=self.handler_seconds,
+            pending=self.pending,
+            running=self.running,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one batcher did in this process, since its first call here.
+
+    A snapshot: it does not change. Each gunicorn worker has its own numbers. At
+    any moment ``calls_total`` is the sum of results, failures, cancelled,
+    expired, pending and running.
+    """
+
+    name: str
+    """The batcher's name, as in its log lines."""
+    backend: str | None
+    """``"gevent"`` or ``"thread"``; None until the first call decides it."""
+    executor: str
+    """What runs the handler: the option's value, or the class of the object."""
+    calls_total: int
+    """Calls accepted."""
+    batches_total: int
+    """Batches handed to the handler."""
+    results_total: int
+    """Calls answered with a result."""
+    failures_total: int
+    """Calls answered with an error of the handler's, or cut off by stop()."""
+    cancelled_total: int
+    """Calls given up by their caller: killed, timed out outside, cancelled."""
+    expired_total: int
+    """Calls answered with DeadlineExceeded."""
+    rejected_total: int
+    """Calls refused with QueueFull; not part of ``calls_total``."""
+    batch_sizes: Mapping[int, int]
+    """How many batches had how many calls: ``{size: batches}``."""
+    dispatch_reasons: Mapping[str, int]
+    """How many batches closed for which reason: full, timeout, settled, now, stop."""
+    queued_seconds: float
+    """Seconds that calls waited for their batch to close, summed over calls."""
+    handler_seconds: float
+    """Seconds that the handler ran, summed over batches."""
+    pending: int
+    """Calls waiting now."""
+    running: int
+    """Calls in a running batch now."""
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Calls per batch so far; 0.0 before the first batch."""
+        calls = sum(size * count for size, count in self.batch_sizes.items())
+        return calls / self.batches_total if self.batches_total else 0.0

@@ -1,0 +1,378 @@
+"""UBatch: joins what concurrent callers ask into few calls of one function."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, Literal, Protocol, TypeVar
+
+from ubatch import backends, executors, options, process
+from ubatch.backends import BACKENDS, BackendName
+from ubatch.calls import Calls, Deadline, View
+from ubatch.collector import Collector
+from ubatch.errors import BadBatchOutputSize as BadBatchOutputSize  # as in 0.0.2
+from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
+from ubatch.errors import HandlerNotSet as HandlerNotSet
+from ubatch.errors import Stopped, UBatchError
+from ubatch.executors import ExecutorOption
+from ubatch.future import Future
+from ubatch.nesting import running_batch, wait_for
+from ubatch.policy import LINGERS, Linger, Rules
+from ubatch.stats import Counters, Stats
+
+T = TypeVar("T")
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+logger = logging.getLogger(__name__)
+
+
+class Outputs(Protocol[S_co]):
+    """What a handler returns: a list, a tuple, an array, a tensor, a Series."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[S_co]: ...
+
+    def __getitem__(self, index: int, /) -> S_co: ...
+
+
+class UBatch(Calls[T, S]):
+    """Joins concurrent calls into batches for one function that takes a list.
+
+    Creates no hub, queue, thread, pool or lock until its first call in a process:
+    it may be made at import, before a fork and before monkey-patching.
+
+    Args:
+        max_size: Calls in a batch at most; at least 1.
+        timeout: Seconds that a call may linger for others at most, while a worker
+            is free; 0 or more. An upper bound: see *linger*.
+        handler: The function: called with one list per argument of the calls, it
+            returns one result per call, in order. May come later, by set_handler().
+        backend: ``"auto"`` decides at the first call in each process; ``"gevent"``
+            or ``"thread"`` insist. The environment's UBATCH_BACKEND overrides
+            ``"auto"`` alone.
+        executor: What runs the handler. ``"threadpool"``: a thread pool of its own,
+            so that a handler that releases the GIL never stalls the hub.
+            ``"hub_threadpool"``: the hub's, which DNS look-ups share. ``"inline"``:
+            a greenlet on the hub, for handlers that cooperate or take well under a
+            millisecond. Or a ``concurrent.futures.Executor``, or a
+            ``gevent.threadpool.ThreadPool``, which stay yours to close. On threads
+            the first and the third are the same: the batcher's own threads.
+        workers: Batches that may run at once; at least 1.
+        linger: ``"settle"``: go as soon as arrivals have settled. ``"full"``: wait
+            out *timeout*, for handlers whose calls cost. ``"now"``: go with what is
+            there.
+        max_pending: Calls that may wait; the next one is refused with QueueFull.
+            None for no limit.
+        deadline: Seconds from a call to its answer, after which it is answered with
+            DeadlineExceeded; None for as long as it takes.
+        name: For log lines and stats(); the handler's name by default.
+
+    Raises:
+        ValueError: An option has a value that makes no sense.
+        TypeError: An option is of the wrong kind; the handler cannot be called, or
+            is a coroutine function.
+    """
+
+    def __init__(
+        self,
+        max_size: int,
+        timeout: float,
+        *,
+        handler: Callable[Concatenate[list[T], ...], Outputs[S]] | None = None,
+        backend: BackendName = "auto",
+        executor: ExecutorOption = "threadpool",
+        workers: int = 1,
+        linger: Linger = "settle",
+        max_pending: int | None = None,
+        deadline: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.max_size = options.count("max_size", max_size)
+        self.timeout = options.seconds("timeout", timeout)
+        self._workers = options.count("workers", workers)
+        self._linger = options.one_of("linger", linger, LINGERS)
+        self._backend = options.one_of("backend", backend, BACKENDS)
+        executors.check(executor)
+        self._executor = executor
+        self._max_pending = (
+            None if max_pending is None else options.count("max_pending", max_pending)
+        )
+        self._deadline = options.deadline(deadline)
+        self._name = name
+        self._handler: Callable[..., Any] | None = None
+        self._state: Literal["new", "started", "stopping", "stopped"] = "new"
+        # Owner: _collector is what accepts calls in this process, _latest what last
+        # did; either may be a parent's, and is then left alone.
+        self._collector: Collector | None = None
+        self._latest: Collector | None = None
+        self._first: dict[process.Epoch, Collector] = {}
+        self._owner: Callable[[], object] = _nobody  # kept alive by waiting calls
+        if handler is not None:
+            self.set_handler(handler)
+
+    @property
+    def name(self) -> str:
+        """The name in log lines and in stats()."""
+        named = getattr(self._handler, "__qualname__", None)
+        return self._name or named or type(self._handler or self).__name__
+
+    @property
+    def backend(self) -> str | None:
+        """``"gevent"`` or ``"thread"``; None until a call in this process decides."""
+        latest = self._in_this_process()
+        return latest.backend.name if latest else None
+
+    def set_handler(
+        self, handler: Callable[Concatenate[list[T], ...], Outputs[S]]
+    ) -> None:
+        """Set the function that answers a batch. Does not block.
+
+        Raises:
+            HandlerAlreadySet: There is one.
+            TypeError: It cannot be called, or is a coroutine function.
+        """
+        if self._handler is not None:
+            raise HandlerAlreadySet(
+                f"{self.name}: has a handler already; make another UBatch for another"
+            )
+        options.check_handler(handler)
+        self._handler = handler
+
+    def start(self) -> UBatch[T, S]:
+        """Mark the batcher ready, and have run what waits for that. Does not block.
+
+        Creates nothing: the first call in each process does. After stop() it makes
+        the batcher accept calls again.
+
+        Raises:
+            HandlerNotSet: There is no handler.
+        """
+        if self._handler is None:
+            raise HandlerNotSet(
+                f"{self.name}: has no handler; pass handler=, or call set_handler()"
+            )
+        self._state = "started"
+        collector, handler = self._collector, self._handler
+        if collector is not None and not collector.inherited():
+            collector.backend.in_owner(lambda: collector.start(handler))
+        return self
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Refuse new calls, run those that were accepted, and end.
+
+        Blocks this caller, but not the hub. May be called again, from any greenlet
+        and any thread; not by the handler itself.
+
+        Args:
+            timeout: Seconds to wait for the calls; those that are left then get
+                Stopped. A handler that runs is not interrupted: its result is
+                dropped. None for as long as it takes.
+
+        Raises:
+            UBatchError: The handler itself called: it would wait for itself.
+        """
+        if timeout is not None:
+            options.seconds("timeout", timeout)
+        collector = self._in_this_process()
+        running = running_batch.get()
+        if running is not None and running.collector is collector:
+            raise UBatchError(
+                f"{self.name}: its own handler called stop(), which waits for the "
+                "handler to return; call it from elsewhere"
+            )
+        self._state = "stopping"
+        self._collector = None
+        self._first = {}
+        if collector is not None:
+            _end(collector, timeout)
+        if self._state == "stopping":  # nobody called start() meanwhile
+            self._state = "stopped"
+
+    def with_options(self, *, deadline: float | None) -> View[T, S]:
+        """Return a view of this batcher whose calls have other options.
+
+        Args:
+            deadline: As in UBatch, for the calls made through the view.
+        """
+        return View(self, options.deadline(deadline))
+
+    def stats(self) -> Stats:
+        """Return what was counted in this process so far. Does not block."""
+        latest = self._in_this_process()
+        if latest is None:
+            return Counters().snapshot(
+                self.name, None, executors.name_of(self._executor)
+            )
+        return latest.counters.snapshot(
+            self.name, latest.backend.name, latest.executor_name()
+        )
+
+    def __enter__(self) -> UBatch[T, S]:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        seen = self.stats()
+        return (
+            f"<UBatch {self.name!r} {seen.backend or self._backend}, {self._state}: "
+            f"{seen.pending} pending, {seen.running} running, "
+            f"{seen.batches_total} batches, {seen.results_total} results>"
+        )
+
+    # One call, from top to bottom. It goes on in Collector.join().
+
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
+    ) -> Any:
+        collector = self._collector
+        if collector is None or collector.epoch is not process.epoch:
+            collector = self._begin()
+        if collector.backend.is_foreign():
+            return self._call_from_afar(args, kwargs, deadline)
+        batch, ticket = collector.join(args, kwargs, deadline)
+        try:
+            if deadline is None and running_batch.get() is None:
+                batch.latch.wait()
+            else:
+                wait_for(batch, ticket)
+        except BaseException:  # killed, timed out, Ctrl-C: the place is given up
+            collector.leave(batch, ticket)
+            raise
+        if not batch.settled:
+            collector.expire(batch, ticket)
+        return batch.take(ticket)
+
+    def _call_from_afar(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
+    ) -> Any:
+        future: Future[Any] = self._submit(args, kwargs, deadline)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: the place is given up
+            future.cancel()
+            raise
+
+    def _submit(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
+    ) -> Future[Any]:
+        collector = self._here()
+        future: Future[Any] = collector.backend.in_owner(
+            lambda: collector.submit(args, kwargs, deadline)
+        )
+        return future
+
+    def _map(
+        self, items: Iterable[Any], return_exceptions: bool, deadline: Deadline
+    ) -> list[Any]:
+        collector, items = self._here(), list(items)
+        calls: list[Future[Any]] = []
+        try:
+            collector.backend.in_owner(
+                lambda: calls.extend(
+                    collector.submit((item,), {}, deadline) for item in items
+                )
+            )
+            return [_outcome(call, return_exceptions) for call in calls]
+        finally:
+            for call in calls:  # those left when one failed or this caller was killed
+                if not call._done:
+                    call.cancel()
+
+    def _here(self) -> Collector:
+        """Return what takes calls in this process; the first call makes it."""
+        collector = self._collector
+        if collector is None or collector.inherited():
+            return self._begin()
+        if collector.backend.is_foreign() and not collector.backend.alive():
+            self._collector, self._first = None, {}
+            return self._begin()
+        return collector
+
+    def _begin(self) -> Collector:
+        """Make the collector of this process, once."""
+        if self._state in ("stopping", "stopped"):
+            raise Stopped(f"{self.name}: stopped; start() it again to accept calls")
+        backend, why = backends.load(self._backend)
+        before = self._in_this_process()
+
+        def make() -> Collector:
+            return Collector(
+                self.name,
+                Rules(self.max_size, self.timeout, self._linger, backend.settled_turns),
+                backend,
+                backend.executor(self._executor, self._workers),
+                self._workers,
+                self._max_pending,
+                before.counters if before else Counters(),
+                self._owner,
+            )
+
+        # Race: 1. two threads make the first call at once; 2. both get here. The
+        #       dict takes one of the two; the other has started nothing.
+        made = backend.in_owner(make)
+        collector = self._first.setdefault(process.epoch, made)
+        self._collector = self._latest = collector
+        if collector is made:
+            self._introduce(collector, why)
+        return collector
+
+    def _introduce(self, collector: Collector, why: str) -> None:
+        # The strands hold the collector, not the batcher: one that is forgotten
+        # without stop() runs what was accepted, and ends.
+        weakref.finalize(self, _forget, collector).atexit = False
+        logger.info(
+            "%s: backend %s (%s), executor %s, workers %d",
+            *(self.name, collector.backend.name, why),
+            *(collector.executor_name(), self._workers),
+        )
+        handler = self._handler
+        if self._state == "started" and handler is not None:
+            collector.backend.in_owner(lambda: collector.start(handler))
+        else:
+            logger.warning("%s: called before start(), and waits for it", self.name)
+
+    def _in_this_process(self) -> Collector | None:
+        latest = self._latest
+        return None if latest is None or latest.inherited() else latest
+
+
+def _end(collector: Collector, timeout: float | None) -> None:
+    """Stop a collector, and wait for its end."""
+    backend = collector.backend
+    if backend.is_foreign() and not backend.alive():
+        return
+    latch = backend.latch_here()
+    backend.in_owner(collector.begin_stop)
+    backend.in_owner(lambda: collector.at_end(latch.set))
+    latch.wait(timeout)
+    if not collector.ended:
+        backend.in_owner(collector.abandon)
+
+
+def _forget(collector: Collector) -> None:
+    if not collector.inherited():
+        collector.backend.soon(collector.begin_stop)
+
+
+def _nobody() -> None:
+    return None
+
+
+def _outcome(call: Future[Any], return_exceptions: bool) -> Any:
+    try:
+        return call.result()
+    except Exception as error:
+        if return_exceptions:
+            return error
+        raise
