@@ -103,7 +103,8 @@ class Batch:
     @property
     def oldest(self) -> float:
         """When the first of the calls still here arrived."""
-        return next(iter(self.calls))
+        oldest: float = next(iter(self.calls))
+        return oldest
 
     def observe_turn(self) -> None:
         """Count one more turn that brought nothing, or begin again."""

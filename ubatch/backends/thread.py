@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from _thread import LockType, allocate_lock
+from _thread import LockType
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any
 
+from ubatch.backends.native import allocate_lock
 from ubatch.future import Future
 
 if TYPE_CHECKING:
