@@ -27,18 +27,17 @@ def waiting_for(batch: Batch) -> Iterator[None]:
     #       waits for A; 3. both look. Each marks before it looks, so the last one
     #       to mark sees the ring, and one of them at least is refused.
     mine = running_batch.get()
-    if mine is None:
+    if mine is None or batch.settled:
         yield
         return
     before, mine.blocked_on = mine.blocked_on, batch
     try:
         if not _can_end(batch, {mine}):
-            name = batch.collector.name
             raise UBatchError(
-                f"{name}: a handler asked for a result that cannot come before it "
-                f"returns: every worker of {name} waits for it (workers="
-                f"{batch.collector.workers}); call the function directly, or raise "
-                "workers"
+                f"{batch.collector.name}: a handler waits for a result that cannot "
+                "come before it returns, since every worker (workers="
+                f"{batch.collector.workers}) waits for it; call the function "
+                "directly, or raise workers"
             )
         yield
     finally:
@@ -56,9 +55,11 @@ def wait_for(batch: Batch, ticket: float) -> None:
 
 
 def _can_end(batch: Batch, blocked: set[Batch]) -> bool:
-    """Follow who waits for whom until somebody is free to go on."""
-    if batch.settled:
-        return True
+    """Follow who waits for whom until somebody is free to go on.
+
+    A batch may be settled and still hold its worker: on threads its callbacks run
+    there.
+    """
     if batch in blocked:
         return False
     blocked.add(batch)

@@ -12,7 +12,7 @@ from ubatch import backends, executors, options, process
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
-from ubatch.errors import BadBatchOutputSize as BadBatchOutputSize  # as in 0.0.2
+from ubatch.errors import BadBatchOutputSize as BadBatchOutputSize  # noqa: F401
 from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
 from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
@@ -117,8 +117,10 @@ class UBatch(Calls[T, S]):
     @property
     def name(self) -> str:
         """The name in log lines and in stats()."""
-        named = getattr(self._handler, "__qualname__", None)
-        return self._name or named or type(self._handler or self).__name__
+        named: str | None = getattr(self._handler, "__qualname__", None)
+        if self._name or not named:
+            return self._name or type(self._handler or self).__name__
+        return named.rpartition("<locals>.")[2]
 
     @property
     def backend(self) -> str | None:

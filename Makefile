@@ -1,0 +1,151 @@
+# Needs python3 >= 3.10 with venv, and make. `make` alone lists the targets.
+
+PYTHON ?= python3
+PORT ?= 8000
+WORKERS ?= 1
+HOST = 127.0.0.1
+N = 20
+# More options for pytest: make test ARGS='-k fork -x'
+ARGS =
+# What make stress repeats, in pytest's words: make stress SELECT='not timing'
+SELECT = concurrency and not timing
+
+PY := .venv/bin/python
+DIGITS := examples/digits
+URL = http://$(HOST):$(PORT)
+# The 64 pixels of sample 3 of the data set, row by row, 0 for paper to 16 for ink.
+THREE := 0,0,7,15,13,1,0,0,0,8,13,6,15,4,0,0,0,2,1,13,13,0,0,0,0,0,2,15,11,1,0,0,0,0,0,1,12,12,1,0,0,0,0,0,1,10,8,0,0,0,8,4,5,14,9,0,0,0,7,13,13,9,0,0
+CODE := ubatch tests examples .ci setup.py
+
+# The patched leg patches before pytest, and so the threading it imports, is loaded.
+PLAIN := $(PY) -m pytest
+PATCHED := $(PY) -m gevent.monkey --module pytest
+
+.NOTPARALLEL:
+.PHONY: help run test check format stress dist clean
+.PHONY: port-free legs venv-examples venv-test venv-dev
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (PORT=, WORKERS= change it)
+	@echo "training the digits model, unless it is there ..."; $(PY) $(DIGITS)/model.py
+	@echo
+	@echo "  open   $(URL)/"
+	@echo "  try    curl $(URL)/predict -H 'Content-Type: application/json' -d '{\"pixels\": [$(THREE)]}'"
+	@echo "         which says that it is a 3"
+	@echo "  stop   Ctrl-C"
+	@echo
+	@cd $(DIGITS) && HOST=$(HOST) PORT=$(PORT) WORKERS=$(WORKERS) \
+	    exec $(CURDIR)/$(PY) -m gunicorn -c gunicorn.conf.py app:app
+
+test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (ARGS= goes to pytest)
+
+check: venv-dev  ## check format, lint, types and the README, then run the suite twice
+	$(PY) -m isort --check --diff $(CODE)
+	$(PY) -m black --check --diff -q $(CODE)
+	$(PY) -m flake8 $(CODE)
+	$(PY) -m mypy --strict ubatch
+	$(PY) -m docutils --halt=warning README.rst >/dev/null
+	@$(MAKE) --no-print-directory legs
+
+format: venv-dev  ## put imports and layout in order with isort and black
+	@$(PY) -m isort -q $(CODE)
+	@$(PY) -m black -q $(CODE)
+
+stress: venv-test  ## run the concurrency tests N=20 times, both legs, with every core kept busy
+	@log=$$(mktemp); burners=; passed=0; \
+	trap 'kill $$burners 2>/dev/null; rm -f $$log' EXIT; \
+	trap 'echo "stress: stopped; $$passed of $(N) rounds passed"; exit 130' INT TERM HUP; \
+	for core in $$($(PY) -c 'import os; print(*range(os.cpu_count()))'); do \
+	    $(PY) -c "$$BURN" & burners="$$burners $$!"; \
+	done; \
+	while [ $$passed -lt $(N) ]; do \
+	    for leg in '$(PLAIN)' '$(PATCHED)'; do \
+	        $$leg -q -p no:cacheprovider -m '$(SELECT)' $(ARGS) >$$log 2>&1 || { \
+	            cat $$log; echo "stress: failed with '$$leg'; $$passed of $(N) rounds passed"; exit 1; }; \
+	    done; \
+	    passed=$$((passed + 1)); echo "stress: $$passed of $(N) rounds passed: $$(tail -1 $$log)"; \
+	done
+
+dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an empty environment
+	@rm -rf dist
+	@echo "building ..."; log=$$($(PY) -m build 2>&1) || { echo "$$log"; exit 1; }
+	@$(PY) .ci/check_dist.py dist
+
+clean:  ## remove everything that make made
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
+	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
+
+legs:
+	@echo "== the suite, plain"
+	@$(PLAIN) $(ARGS)
+	@echo "== the suite, monkey-patched"
+	@$(PATCHED) $(ARGS)
+
+port-free:
+	@$(PYTHON) -c "$$PORT_FREE" '$(HOST)' '$(PORT)'
+
+# .venv/made-for: the Python and the directory; another of either, and it is made afresh.
+# .venv/has-EXTRA: that extra of setup.cfg is installed; an edited setup.cfg is newer.
+# dev holds test, and test holds examples.
+venv-examples venv-test venv-dev: venv-%:
+	@set -e; \
+	command -v '$(PYTHON)' >/dev/null || { \
+	    echo "no $(PYTHON) here: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	made_for=$$($(PYTHON) -c "$$PROBE"); \
+	if [ "$$made_for" != "$$(cat .venv/made-for 2>/dev/null)" ]; then \
+	    echo "making .venv with Python $${made_for%% *} ..."; \
+	    $(PYTHON) -m venv --clear .venv; echo "$$made_for" >.venv/made-for; \
+	fi; \
+	if [ ! .venv/has-$* -nt setup.cfg ]; then \
+	    echo "installing ubatch[$*] into .venv (a minute, once) ..."; \
+	    $(PY) -m pip install -qq --disable-pip-version-check --no-input --use-pep517 -e '.[$*]'; \
+	    case $* in \
+	        dev) touch .venv/has-examples .venv/has-test .venv/has-dev;; \
+	        test) touch .venv/has-examples .venv/has-test;; \
+	        *) touch .venv/has-$*;; \
+	    esac; \
+	fi
+
+# Can this Python make .venv? Written so that even Python 2 can say no.
+define PROBE
+import os, sys
+if sys.version_info < (3, 10):
+    sys.exit("%s is Python %s and ubatch needs 3.10 or later; name one: make PYTHON=/path/to/python3"
+             % (sys.executable, sys.version.split()[0]))
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("%s cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv" % sys.executable)
+print(sys.version.split()[0] + " " + os.getcwd())
+endef
+export PROBE
+
+# Asked before anything else: gunicorn would retry for five seconds.
+define PORT_FREE
+import errno, socket, sys
+host, port = sys.argv[1:]
+try:
+    if not 0 < int(port) < 65536:
+        raise ValueError
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, int(port)))
+except ValueError:
+    sys.exit("PORT=%s is not a port number (1 to 65535)" % port)
+except OSError as error:
+    if error.errno != errno.EADDRINUSE:
+        sys.exit("cannot listen on %s:%s: %s" % (host, port, error.strerror))
+    sys.exit("port %s of %s is taken; stop what holds it, or take another: make run PORT=%d" % (port, host, int(port) + 1))
+endef
+export PORT_FREE
+
+# Keep one core busy, for as long as the shell that started us lives.
+define BURN
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    sum(range(100000))
+endef
+export BURN

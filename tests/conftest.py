@@ -1,0 +1,71 @@
+"""Fixtures for all tests: the backend under test, and a look for leaks."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from gevent import monkey
+from gevent.hub import Hub
+
+from tests.fakes import World
+
+# A test's time limit that strikes in a greenlet has to reach the main one, or a test
+# that hangs there passes.
+Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
+
+PATCHED = bool(monkey.is_module_patched("threading"))
+"""This leg runs under ``python -m gevent.monkey``; native threads are not offered."""
+
+BACKENDS = ["gevent"] if PATCHED else ["gevent", "thread"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that this leg can run."""
+    return str(request.param)
+
+
+@pytest.fixture
+def world(backend: str) -> World:
+    """Callers, gates and patience for the backend under test."""
+    return World(backend)
+
+
+@pytest.fixture
+def hub() -> World:
+    """The same, for what only gevent promises."""
+    return World("gevent")
+
+
+@pytest.fixture
+def threads() -> World:
+    """The same, for what only native threads promise."""
+    if PATCHED:
+        pytest.skip("native threads are not offered where threading is patched")
+    return World("thread")
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread or a greenlet behind."""
+    gevent.get_hub()
+    before = _alive()
+    yield
+    deadline = time.monotonic() + 5.0
+    while (left := _alive() - before) and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    assert not left, f"left behind: {left}"
+
+
+def _alive() -> set[object]:
+    greenlets = {
+        found
+        for found in gc.get_objects()
+        if isinstance(found, gevent.Greenlet) and not found.dead
+    }
+    return {*sys._current_frames(), *greenlets}

@@ -1,0 +1,119 @@
+"""Do imports point one way? The table is the law."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ubatch
+
+PACKAGE = Path(ubatch.__file__).parent
+
+# A module, and all it may import from the package at run time.
+LAYERS = {
+    "errors": set(),
+    "process": set(),
+    "policy": set(),
+    "options": set(),
+    "stats": set(),
+    "nesting": {"errors"},
+    "batch": {"errors"},
+    "waiting": {"batch", "policy"},
+    "future": {"errors", "nesting"},
+    "executors": {"batch", "errors", "nesting"},
+    "collector": {
+        *("batch", "errors", "executors", "future", "nesting", "policy", "process"),
+        *("stats", "waiting"),
+    },
+    "backends": {"backends.base", "backends.gevent", "errors"},
+    "backends.base": set(),
+    "backends.native": set(),
+    "backends.thread": {"backends.native", "executors", "future"},
+    "backends.gevent": {"backends.thread", "errors", "executors", "future"},
+    "calls": {"future"},
+    "ubatch": {
+        *("backends", "calls", "collector", "errors", "executors", "future"),
+        *("nesting", "options", "policy", "process", "stats"),
+    },
+    "decorators": {
+        *("backends", "calls", "executors", "future", "options", "policy", "stats"),
+        "ubatch",
+    },
+    "": {"decorators", "errors", "future", "stats", "ubatch"},
+}
+ONLY_IN = {
+    "gevent": {"backends.gevent", "executors"},
+    "threading": {"backends.thread"},
+    "_thread": {"backends.native", "backends.thread"},
+    "flask": set(),
+    "gunicorn": set(),
+    "numpy": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        names[name.removesuffix("__init__").rstrip(".")] = path
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    """Return what a module imports at run time, by full name."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module
+            if node.module == "ubatch":
+                found |= {f"ubatch.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+def test_the_table_names_every_module() -> None:
+    """A new module needs its place in the table."""
+    assert set(LAYERS) == set(modules())
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_a_module_imports_only_what_it_may(name: str) -> None:
+    """No module reaches up, or sideways where the table does not say so."""
+    found = imports(modules()[name])
+    ours = {one.removeprefix("ubatch.") for one in found if one.startswith("ubatch")}
+    assert ours <= LAYERS[name]
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_IN))
+def test_a_library_is_imported_only_in_its_file(library: str) -> None:
+    """What is optional, or differs between backends, is asked for in one place."""
+    users = {
+        name
+        for name, path in modules().items()
+        if any(one.split(".")[0] == library for one in imports(path))
+    }
+    assert users <= ONLY_IN[library]
+
+
+def test_import_ubatch_imports_nothing_optional() -> None:
+    """import ubatch, decorate and start: gevent stays out."""
+    code = (
+        "import sys, ubatch\n"
+        "ubatch.ubatch_decorator(1, 0.0)(lambda xs: xs)\n"
+        "print(*sorted({'gevent', 'greenlet', 'numpy', 'flask'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "" == done.stdout.strip()
