@@ -12,7 +12,6 @@ import numpy
 import pytest
 from gevent.threadpool import ThreadPool
 
-from tests.conftest import PATCHED
 from tests.fakes import Gated, Recorder, World
 from ubatch import BackendError, QueueFull, UBatch
 
@@ -320,8 +319,6 @@ def test_a_concurrent_futures_executor_is_used_and_left_open(
     world: World, kind: type[Executor]
 ) -> None:
     """Any concurrent.futures.Executor runs handlers; main may be the only caller."""
-    if PATCHED and kind is ProcessPoolExecutor:
-        pytest.skip("multiprocessing's own threads do not run under patching")
     with kind(1) as executor:  # type: ignore[call-arg]
         with UBatch(
             9, 0.0, handler=_doubled, backend=world.backend, executor=executor
