@@ -22,22 +22,25 @@ LAYERS = {
     "stats": set(),
     "nesting": {"errors"},
     "batch": {"errors"},
+    "life": {"process"},
     "waiting": {"batch", "policy"},
     "future": {"errors", "nesting"},
     "executors": {"batch", "errors", "nesting"},
     "collector": {
-        *("batch", "errors", "executors", "future", "nesting", "policy", "process"),
+        *("batch", "errors", "executors", "future", "life", "policy", "process"),
         *("stats", "waiting"),
     },
     "backends": {"backends.base", "backends.gevent", "errors"},
     "backends.base": set(),
     "backends.native": set(),
-    "backends.thread": {"backends.native", "executors", "future"},
+    "backends.thread": {
+        *("backends.gevent", "backends.native", "errors", "executors", "future"),
+    },
     "backends.gevent": {"backends.thread", "errors", "executors", "future"},
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),
-        *("nesting", "options", "policy", "process", "stats"),
+        *("life", "nesting", "options", "policy", "stats"),
     },
     "decorators": {
         *("backends", "calls", "executors", "future", "options", "policy", "stats"),

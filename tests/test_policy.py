@@ -12,15 +12,24 @@ def rules(linger: str, max_size: int = 4, timeout: float = 0.1) -> Rules:
 
 
 def look(
-    size: int = 1, age: float = 0.0, quiet: int = 0, stopping: bool = False
+    size: int = 1,
+    age: float = 0.0,
+    quiet: int = 0,
+    growing: bool = True,
+    stopping: bool = False,
 ) -> Look:
-    return Look(size, age, quiet, stopping)
+    return Look(size, age, quiet, growing, stopping)
 
 
 @pytest.mark.parametrize("linger", ["settle", "full", "now"])
 def test_a_full_batch_closes_whatever_the_linger(linger: str) -> None:
     """max_size closes a batch at once."""
     assert Decision(Reason.FULL) == decide(rules(linger), look(size=4))
+
+
+def test_a_batch_that_was_full_waits_for_nobody() -> None:
+    """A call that left a full batch does not make it linger: no other can join."""
+    assert Reason.FULL is decide(rules("full"), look(size=3, growing=False)).reason
 
 
 @pytest.mark.parametrize("linger", ["settle", "full", "now"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from math import inf, nextafter
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ubatch.errors import (
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, tuple[str, ...]]
 """How many positional arguments a call has, and the names of the others."""
+
+Handler = Callable[..., Any]
 
 ONE_ITEM: Shape = (1, ())
 
@@ -60,7 +62,7 @@ class Batch:
         "deadlines",
         "futures",
         "blocked_on",
-        "owner",
+        "handler",
         "quiet_turns",
         "size",
         "inputs",
@@ -70,7 +72,7 @@ class Batch:
     )
 
     def __init__(
-        self, collector: Collector, shape: Shape, latch: Latch, owner: object
+        self, collector: Collector, shape: Shape, latch: Latch, handler: Handler | None
     ) -> None:
         self.collector = collector
         self.shape = shape
@@ -84,7 +86,7 @@ class Batch:
         self.deadlines: dict[float, float] = {}  # when a call must have its answer
         self.futures: dict[float, Future[Any]] = {}
         self.blocked_on: Batch | None = None  # what its handler waits for, if it does
-        self.owner = owner  # kept alive until the batch is settled
+        self.handler = handler  # it, and all it needs, lives until this is settled
         self.quiet_turns = 0
         self.size = 0  # calls that the handler gets
         self.inputs: tuple[list[Any], dict[str, list[Any]]] = [], {}  # its arguments
@@ -93,9 +95,8 @@ class Batch:
 
     def add(self, item: Any, now: float) -> float:
         """Put a call in; return its ticket."""
-        ticket: float = now  # made unique, so that it can be the key
-        while ticket in self.calls:
-            ticket = nextafter(ticket, inf)
+        # Two calls may arrive between two ticks of the clock.
+        ticket = now if now > self._newest else nextafter(self._newest, inf)
         self.calls[ticket] = item
         self._newest = ticket
         return ticket
@@ -129,11 +130,6 @@ class Batch:
             {name: [kwargs[name] for _, kwargs in items] for name in names},
         )
 
-    def time_left(self, ticket: float) -> float | None:
-        """Return the seconds until a call's deadline; None if it has none."""
-        deadline = self.deadlines.get(ticket)
-        return None if deadline is None else max(0.0, deadline - monotonic())
-
     def leave(self, ticket: float) -> None:
         """Take a call out: its caller has left, or its time is up."""
         del self.calls[ticket]
@@ -152,30 +148,26 @@ class Batch:
 
     def settle(self, answers: list[Any] | None, failure: Failure | None) -> Ends:
         """Take the outcome in; return how the calls that are still here ended."""
-        here, errors = len(self.calls), len(self.calls)
+        here = failed = len(self.calls)
         self.failure = failure
         if answers is not None:
             self.results = dict(zip(self._tickets, answers, strict=True))
-            errors = sum(isinstance(answer, Exception) for answer in answers)
-            if errors and here != self.size:  # not those of callers who left
-                errors = sum(
-                    isinstance(self.results[ticket], Exception) for ticket in self.calls
-                )
+            failed = 0
+            if Failure in set(map(type, answers)):  # else not one look at each
+                failed = sum(type(self.results[t]) is Failure for t in self.calls)
         self.settled = True
         self.calls.clear()  # nobody keeps the items alive any longer
         self._tickets = []
         self.inputs = [], {}
-        self.owner = None
-        return Ends(here - errors, errors)
+        self.handler = None
+        return Ends(here - failed, failed)
 
     def end_of(self, ticket: float) -> tuple[Any, Failure | None]:
         """Return one call's own result, or its failure; once, when it has ended."""
         if self.failure is not None:
             return None, self.failure
         result = self.results.pop(ticket)
-        if isinstance(result, Exception):
-            return None, Failure(result)
-        return result, None
+        return (None, result) if type(result) is Failure else (result, None)
 
     def take(self, ticket: float) -> Any:
         """Return one call's own result, or raise its own error; once."""
@@ -195,7 +187,7 @@ def shape_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shape:
 
 
 def answer(
-    handler: Callable[..., Any], size: int, args: list[Any], kwargs: dict[str, Any]
+    handler: Handler, size: int, args: list[Any], kwargs: dict[str, Any]
 ) -> list[Any]:
     """Call the handler; return one answer per call.
 
@@ -214,6 +206,18 @@ def answer(
             f"the handler ended with {error!r}, which is not an Exception; "
             "raise an Exception to fail a batch"
         ) from error
+
+
+def failures_apart(answers: list[Any]) -> list[Any]:
+    """Return the answers with each exception among them wrapped in a Failure.
+
+    Looks at types alone: what a handler returns may be a proxy, whose attributes
+    run somebody's code.
+    """
+    kinds = {kind for kind in set(map(type, answers)) if issubclass(kind, Exception)}
+    if not kinds:
+        return answers
+    return [Failure(one) if type(one) in kinds else one for one in answers]
 
 
 def _one_per_call(outputs: Any, size: int) -> list[Any]:
@@ -237,7 +241,7 @@ def _one_per_call(outputs: Any, size: int) -> list[Any]:
 
 
 def _exactly(outputs: Iterable[Any], size: int) -> list[Any]:
-    answers = list(outputs)
+    answers = list(islice(outputs, size + 1))
     if len(answers) != size:  # its length and its iteration disagree
         raise BadBatchOutputSize(size, len(answers))
     return answers

@@ -41,15 +41,13 @@ class Batched(Generic[T, R]):
     batches alone.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        make: Callable[[Callable[..., Any]], UBatch[T, Any]],
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._make = make
-        self._batcher = make(function).start()
+        self._arguments = arguments  # of UBatch, but the handler
+        # Itself as the handler, which a process pool can be sent by name.
+        handler: Any = self
+        self._batcher: UBatch[T, Any] = UBatch(handler=handler, **arguments).start()
         self._instances: dict[int, tuple[weakref.ref[Any], UBatch[T, Any]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
@@ -146,9 +144,7 @@ class Batched(Generic[T, R]):
         # Race: 1. two threads ask for a new instance's batcher; 2. both make one.
         #       The dict takes one of the two; the other has started nothing.
         alive = weakref.ref(instance, lambda _: instances.pop(key, None))
-        batcher = self._make(_Method(self._function, alive))
-        batcher._owner = alive
-        batcher.start()
+        batcher = _MethodBatcher(self._function, alive, self._arguments).start()
         return instances.setdefault(key, (alive, batcher))[1]
 
     def __reduce__(self) -> str:
@@ -158,19 +154,23 @@ class Batched(Generic[T, R]):
         return f"<batched {self._function!r}>"
 
 
-class _Method:
-    """A method whose instance is not kept alive by it."""
+class _MethodBatcher(UBatch[Any, Any]):
+    """The batcher of one instance, which only a batch that waits keeps alive."""
 
     def __init__(
-        self, function: Callable[..., Any], instance: weakref.ref[Any]
+        self,
+        function: Callable[..., Any],
+        instance: weakref.ref[Any],
+        arguments: dict[str, Any],
     ) -> None:
-        self._function = function
+        super().__init__(handler=function, **arguments)
         self._instance = instance
-        functools.update_wrapper(self, function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Its batch holds the instance while it runs: see UBatch._owner.
-        return self._function(self._instance(), *args, **kwargs)
+    def _held(self) -> Callable[..., Any] | None:
+        function, instance = super()._held(), self._instance()
+        if function is None or instance is None:
+            return None
+        return MethodType(function, instance)
 
 
 class BatchOptions(TypedDict, total=False):
@@ -218,10 +218,6 @@ def ubatch_decorator(
 
     def decorate(function: Callable[..., Any]) -> Batched[Any, Any]:
         options.check_handler(function)
-
-        def make(handler: Callable[..., Any]) -> UBatch[Any, Any]:
-            return UBatch(max_size, timeout, handler=handler, **chosen)
-
-        return Batched(function, make)
+        return Batched(function, {"max_size": max_size, "timeout": timeout, **chosen})
 
     return decorate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from types import TracebackType
+from types import FrameType, MemberDescriptorType, TracebackType
 
 
 class UBatchError(Exception):
@@ -90,6 +90,15 @@ class Failure:
         if error.__cause__ is not None:
             _drop_our_frames(error.__cause__)
 
+    def release_frames(self) -> None:
+        """Empty our frames below the handler's, once they have all returned.
+
+        A frame keeps the one that called it, and ours hold the batch.
+        """
+        _clear_callers(self._traceback)
+        if self.error.__cause__ is not None:
+            _clear_callers(self.error.__cause__.__traceback__)
+
     def own(self) -> BaseException:
         """Return a copy of the error for one caller.
 
@@ -106,19 +115,30 @@ class Failure:
 
 def _drop_our_frames(error: BaseException) -> TracebackType | None:
     traceback = error.__traceback__
-    while traceback is not None and _is_ours(traceback):
+    while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
     error.__traceback__ = traceback
     return traceback
 
 
-def _is_ours(traceback: TracebackType) -> bool:
-    module: str = traceback.tb_frame.f_globals.get("__name__", "")
-    return module == "ubatch" or module.startswith("ubatch.")
+def _is_ours(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__")
+    return isinstance(module, str) and module.partition(".")[0] == "ubatch"
+
+
+def _clear_callers(traceback: TracebackType | None) -> None:
+    frame = traceback.tb_frame.f_back if traceback else None
+    while frame is not None and _is_ours(frame):
+        try:
+            frame.clear()
+        except RuntimeError:  # it has not returned yet, nor have its callers
+            return
+        frame = frame.f_back
 
 
 def _duplicate(error: BaseException) -> BaseException:
-    for make in (copy.copy, _copy_without_init):
+    """Return an equal error; the same one if that cannot be made."""
+    for make in (_copy_without_init, copy.copy):
         try:
             mine = make(error)
             if _same(mine, error):
@@ -129,17 +149,33 @@ def _duplicate(error: BaseException) -> BaseException:
 
 
 def _copy_without_init(error: BaseException) -> BaseException:
-    """Copy an error whose constructor does not accept its own ``args``."""
+    """Copy an error without running its constructor, which may refuse its ``args``."""
     mine = type(error).__new__(type(error), *error.args)
     mine.__dict__.update(error.__dict__)
+    for name, value in _members(error).items():
+        setattr(mine, name, value)
     return mine
 
 
+def _members(error: BaseException) -> dict[str, object]:
+    """Return what an error holds in slots, its own or those of a class in C."""
+    names = {
+        name
+        for kind in type(error).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, MemberDescriptorType) and not name.startswith("__")
+    }
+    return {name: getattr(error, name) for name in names if hasattr(error, name)}
+
+
 def _same(mine: BaseException, error: BaseException) -> bool:
+    members, others = _members(mine), _members(error)
     return (
         mine is not error
         and type(mine) is type(error)
         and len(mine.args) == len(error.args)
         and all(a is b for a, b in zip(mine.args, error.args))
+        and members.keys() == others.keys()
+        and all(members[name] is others[name] for name in members)
         and str(mine) == str(error)
     )

@@ -15,7 +15,7 @@ from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
 
-from ubatch.batch import Batch, answer
+from ubatch.batch import Batch, Handler, answer, failures_apart
 from ubatch.errors import BackendError, Failure
 from ubatch.nesting import running_batch
 
@@ -35,8 +35,6 @@ HUB_STALL = 0.1
 What gevent's own monitor calls blocking (``GEVENT_MAX_BLOCKING_TIME``).
 """
 
-Handler = Callable[..., Any]
-
 
 class Outcome(NamedTuple):
     """What became of a batch."""
@@ -54,8 +52,8 @@ class Executor(Protocol):
     fatal: tuple[type[BaseException], ...]
     """What a handler may raise that has to end the strand too."""
 
-    def run(self, handler: Handler, batch: Batch) -> Outcome:
-        """Run the handler on a batch; block the strand, raise nothing of its."""
+    def run(self, batch: Batch) -> Outcome:
+        """Run a batch's handler; block the strand, raise nothing of the handler's."""
 
     def rest(self) -> None:
         """Let others have their turn before the strand takes the next batch."""
@@ -133,8 +131,8 @@ class InlineExecutor:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def run(self, handler: Handler, batch: Batch) -> Outcome:
-        return attempt(handler, batch)
+    def run(self, batch: Batch) -> Outcome:
+        return attempt(batch)
 
     def rest(self) -> None:
         pass
@@ -155,9 +153,9 @@ class HubExecutor(InlineExecutor):
         self._turn = turn
         self._warned = False
 
-    def run(self, handler: Handler, batch: Batch) -> Outcome:
+    def run(self, batch: Batch) -> Outcome:
         turned = self._hub.loop.now()
-        outcome = attempt(handler, batch)
+        outcome = attempt(batch)
         if outcome.seconds > HUB_STALL and not self._warned:
             # The loop reads the clock once a turn: the same time means no turn.
             if self._hub.loop.now() == turned:
@@ -185,8 +183,8 @@ class PoolExecutor:
         self._pool = pool
         self._owned = owned
 
-    def run(self, handler: Handler, batch: Batch) -> Outcome:
-        outcome: Outcome | None = self._pool.spawn(attempt, handler, batch).get()
+    def run(self, batch: Batch) -> Outcome:
+        outcome: Outcome | None = self._pool.spawn(attempt, batch).get()
         assert outcome is not None  # attempt() returns, whatever happens
         return outcome
 
@@ -212,17 +210,18 @@ class FuturesExecutor:
         self._executor = executor
         self._wait = wait
 
-    def run(self, handler: Handler, batch: Batch) -> Outcome:
+    def run(self, batch: Batch) -> Outcome:
         began = monotonic()
         try:
             if isinstance(self._executor, futures.ThreadPoolExecutor):
-                task = self._executor.submit(attempt, handler, batch)
+                task = self._executor.submit(attempt, batch)
                 outcome: Outcome = self._wait(task)
                 return outcome
             # It may run elsewhere: send what can be pickled.
-            args, kwargs = batch.inputs
+            handler, (args, kwargs) = batch.handler, batch.inputs
+            assert handler is not None  # as in _answer_inside()
             job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers = self._wait(job)
+            answers = failures_apart(self._wait(job))
             return Outcome(answers, None, monotonic() - began)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
@@ -261,7 +260,7 @@ def _send(watcher: Any) -> None:
         watcher.send()
 
 
-def attempt(handler: Handler, batch: Batch) -> Outcome:
+def attempt(batch: Batch) -> Outcome:
     """Run the handler on a batch in this thread; return whatever comes of it.
 
     In a fresh context: a worker's thread would hand one batch's context variables
@@ -271,16 +270,16 @@ def attempt(handler: Handler, batch: Batch) -> Outcome:
     began = monotonic()
     answers, failure = None, None
     try:
-        answers = Context().run(_answer_inside, handler, batch)
+        answers = failures_apart(Context().run(_answer_inside, batch))
     except BaseException as error:
         failure = Failure(error)
     return Outcome(answers, failure, monotonic() - began)
 
 
-def _answer_inside(handler: Handler, batch: Batch) -> list[Any]:
+def _answer_inside(batch: Batch) -> list[Any]:
     running_batch.set(batch)
-    args, kwargs = batch.inputs
-    return answer(handler, batch.size, args, kwargs)
+    assert batch.handler is not None  # it is there before a strand is hired
+    return answer(batch.handler, batch.size, *batch.inputs)
 
 
 def _afresh(handler: Handler, size: int, args: Any, kwargs: Any) -> list[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ubatch.errors import BackendError, Failure
@@ -28,12 +28,17 @@ class Future(Generic[S]):
     Invariant: once ``_done``, the result or the error stays what it is.
     """
 
-    __slots__ = ("_batch", "_ticket", "_done", "_result", "_failure", "_links")
+    __slots__ = (
+        *("_batch", "_ticket", "_deadline"),
+        *("_done", "_cancelled", "_result", "_failure", "_links"),
+    )
 
-    def __init__(self, batch: Batch, ticket: float) -> None:
+    def __init__(self, batch: Batch, ticket: float, deadline: float | None) -> None:
         self._batch = batch
         self._ticket = ticket
+        self._deadline = None if deadline is None else ticket + deadline
         self._done = False
+        self._cancelled = False
         self._result: S | None = None
         self._failure: Failure | None = None
         self._links: list[Callable[[Future[S]], object]] = []
@@ -66,10 +71,9 @@ class Future(Generic[S]):
         self._wait(timeout)
         if self._failure is None:
             return None
-        error = self._failure.own()
-        if isinstance(error, CancelledError):
-            raise error
-        return error
+        if self._cancelled:
+            raise self._failure.own()
+        return self._failure.own()
 
     def done(self) -> bool:
         """Tell whether result() would return or raise at once."""
@@ -82,8 +86,7 @@ class Future(Generic[S]):
 
     def cancelled(self) -> bool:
         """Tell whether cancel() gave this call up."""
-        failure = self._failure
-        return failure is not None and isinstance(failure.error, CancelledError)
+        return self._cancelled
 
     def cancel(self) -> bool:
         """Give the call up, if the handler does not have it yet.
@@ -97,15 +100,16 @@ class Future(Generic[S]):
     def add_done_callback(self, fn: Callable[[Future[S]], object]) -> None:
         """Call ``fn(self)`` when the call is done, at once if it is.
 
-        On the gevent backend *fn* runs in a greenlet of its own, on the thread
-        backend in the worker's thread, where it should not block. What it raises
-        is logged and harms nobody.
+        On the gevent backend *fn* runs in a greenlet of its own; on the thread
+        backend in a thread for the callbacks of this batcher, where one that blocks
+        holds up the others. If the call is done already, *fn* runs here. What it
+        raises is logged and harms nobody.
         """
 
         def guarded(future: Future[S]) -> None:
             try:
                 fn(future)
-            except Exception:
+            except BaseException:  # SystemExit too: it has no caller to end
                 name = self._batch.collector.name
                 logger.exception("%s: a done callback raised", name)
 
@@ -118,7 +122,7 @@ class Future(Generic[S]):
     def _link(self, notify: Callable[[Future[S]], object]) -> bool:
         """Have *notify* called when done; return False if it is done already.
 
-        *notify* is ours: it neither blocks nor raises.
+        *notify* is ours: it runs no user's code, and neither blocks nor raises.
         """
         return self._owned(lambda: self._batch.collector.link(self, notify))
 
@@ -161,14 +165,18 @@ class Future(Generic[S]):
             raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
 
     def _patience(self, timeout: float | None) -> float | None:
-        left = self._batch.time_left(self._ticket)
-        if timeout is None or left is None:
-            return left if timeout is None else timeout
-        return min(timeout, left)
+        if self._deadline is None:
+            return timeout
+        left = max(0.0, self._deadline - monotonic())
+        return left if timeout is None else min(timeout, left)
 
     def _expire_if_due(self) -> None:
-        if not self._done and self._batch.time_left(self._ticket) == 0.0:
-            self._owned(lambda: self._batch.collector.expire(self._batch, self._ticket))
+        # Nobody looks at _done in between: expire() takes the lock, so that whoever
+        # ended this call has finished when it returns.
+        if not self._done and self._deadline is not None:
+            if monotonic() >= self._deadline:
+                batch, ticket = self._batch, self._ticket
+                self._owned(lambda: batch.collector.expire(batch, ticket))
 
     def _owned(self, act: Callable[[], bool]) -> bool:
         """Do *act* where the collector's state may be touched."""

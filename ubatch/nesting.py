@@ -44,22 +44,18 @@ def waiting_for(batch: Batch) -> Iterator[None]:
         mine.blocked_on = before
 
 
-def wait_for(batch: Batch, ticket: float) -> None:
-    """Wait until a batch is settled, or the call's deadline has passed.
+def wait_inside(batch: Batch, timeout: float | None) -> None:
+    """Wait until a batch is settled, *timeout* seconds at most, in a handler.
 
     Raises:
         UBatchError: As waiting_for().
     """
     with waiting_for(batch):
-        batch.latch.wait(batch.time_left(ticket))
+        batch.latch.wait(timeout)
 
 
 def _can_end(batch: Batch, blocked: set[Batch]) -> bool:
-    """Follow who waits for whom until somebody is free to go on.
-
-    A batch may be settled and still hold its worker: on threads its callbacks run
-    there.
-    """
+    """Follow who waits for whom until somebody is free to go on."""
     if batch in blocked:
         return False
     blocked.add(batch)

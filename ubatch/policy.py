@@ -45,6 +45,8 @@ class Look(NamedTuple):
     """Seconds since its oldest call arrived."""
     quiet_turns: int
     """Turns in a row that brought nothing new."""
+    growing: bool
+    """It still takes calls; once full it does not, even if one of them leaves."""
     stopping: bool
     """stop() has begun."""
 
@@ -63,7 +65,7 @@ def decide(rules: Rules, look: Look) -> Decision:
     arrival. Measured for ``settle`` on gevent: two quiet turns gather a burst of
     20 new connections whole, cost a lone caller 0.01 ms, and one turn gathers 6.
     """
-    if look.size >= rules.max_size:
+    if look.size >= rules.max_size or not look.growing:
         return Decision(Reason.FULL)
     if look.stopping:
         return Decision(Reason.STOP)

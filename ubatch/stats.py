@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any
 
 
 class Counters:
-    """What the collector counts, in one process.
+    """What was counted in one process, over all lives of a batcher there.
 
-    Owner: changed only under the collector's lock.
+    Owner: changed and read only under ``lock``, which the collectors of those lives
+    share: one may still drain when the next begins.
     Invariant: calls_total = results_total + failures_total + cancelled_total
     + expired_total + pending + running.
     """
 
     __slots__ = (
+        "lock",
         "calls_total",
         "batches_total",
         "results_total",
@@ -32,7 +34,8 @@ class Counters:
         "running",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self.lock = lock
         self.calls_total = 0
         self.batches_total = 0
         self.results_total = 0
@@ -83,33 +86,39 @@ class Counters:
 
     def snapshot(self, name: str, backend: str | None, executor: str) -> Stats:
         """Return what has been counted so far."""
-        return Stats(
-            name=name,
-            backend=backend,
-            executor=executor,
-            calls_total=self.calls_total,
-            batches_total=self.batches_total,
-            results_total=self.results_total,
-            failures_total=self.failures_total,
-            cancelled_total=self.cancelled_total,
-            expired_total=self.expired_total,
-            rejected_total=self.rejected_total,
-            batch_sizes=MappingProxyType(dict(sorted(self.batch_sizes.items()))),
-            dispatch_reasons=MappingProxyType(dict(self.dispatch_reasons)),
-            queued_seconds=self.queued_seconds,
-            handler_seconds=self.handler_seconds,
-            pending=self.pending,
-            running=self.running,
-        )
+        with self.lock:
+            return Stats(
+                name=name,
+                backend=backend,
+                executor=executor,
+                calls_total=self.calls_total,
+                batches_total=self.batches_total,
+                results_total=self.results_total,
+                failures_total=self.failures_total,
+                cancelled_total=self.cancelled_total,
+                expired_total=self.expired_total,
+                rejected_total=self.rejected_total,
+                batch_sizes=dict(sorted(self.batch_sizes.items())),
+                dispatch_reasons=dict(self.dispatch_reasons),
+                queued_seconds=self.queued_seconds,
+                handler_seconds=self.handler_seconds,
+                pending=self.pending,
+                running=self.running,
+            )
+
+
+def nothing() -> Counters:
+    """Return the counters of a batcher that has not been called in this process."""
+    return Counters(nullcontext())
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What one batcher did in this process, since its first call here.
 
-    A snapshot: it does not change. Each gunicorn worker has its own numbers. At
-    any moment ``calls_total`` is the sum of results, failures, cancelled,
-    expired, pending and running.
+    A snapshot: it does not change. Each gunicorn worker has its own numbers.
+    ``calls_total`` is the sum of results, failures, cancelled, expired, pending and
+    running. ``dataclasses.asdict()`` turns it into what JSON takes.
     """
 
     name: str
@@ -132,9 +141,9 @@ class Stats:
     """Calls answered with DeadlineExceeded."""
     rejected_total: int
     """Calls refused with QueueFull; not part of ``calls_total``."""
-    batch_sizes: Mapping[int, int]
+    batch_sizes: dict[int, int]
     """How many batches had how many calls: ``{size: batches}``."""
-    dispatch_reasons: Mapping[str, int]
+    dispatch_reasons: dict[str, int]
     """How many batches closed for which reason: full, timeout, settled, now, stop."""
     queued_seconds: float
     """Seconds that calls waited for their batch to close, summed over calls."""

@@ -6,9 +6,9 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Concatenate, Literal, Protocol, TypeVar
+from typing import Any, Concatenate, Protocol, TypeVar
 
-from ubatch import backends, executors, options, process
+from ubatch import backends, executors, options
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
@@ -18,9 +18,10 @@ from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
 from ubatch.executors import ExecutorOption
 from ubatch.future import Future
-from ubatch.nesting import running_batch, wait_for
+from ubatch.life import Life
+from ubatch.nesting import running_batch, wait_inside
 from ubatch.policy import LINGERS, Linger, Rules
-from ubatch.stats import Counters, Stats
+from ubatch.stats import Counters, Stats, nothing
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -104,13 +105,9 @@ class UBatch(Calls[T, S]):
         self._deadline = options.deadline(deadline)
         self._name = name
         self._handler: Callable[..., Any] | None = None
-        self._state: Literal["new", "started", "stopping", "stopped"] = "new"
-        # Owner: _collector is what accepts calls in this process, _latest what last
-        # did; either may be a parent's, and is then left alone.
+        self._life = Life()
+        # What serves, or last served; it may be a parent's, and is then left alone.
         self._collector: Collector | None = None
-        self._latest: Collector | None = None
-        self._first: dict[process.Epoch, Collector] = {}
-        self._owner: Callable[[], object] = _nobody  # kept alive by waiting calls
         if handler is not None:
             self.set_handler(handler)
 
@@ -125,8 +122,8 @@ class UBatch(Calls[T, S]):
     @property
     def backend(self) -> str | None:
         """``"gevent"`` or ``"thread"``; None until a call in this process decides."""
-        latest = self._in_this_process()
-        return latest.backend.name if latest else None
+        collector = self._in_this_process()
+        return collector.backend.name if collector else None
 
     def set_handler(
         self, handler: Callable[Concatenate[list[T], ...], Outputs[S]]
@@ -157,17 +154,20 @@ class UBatch(Calls[T, S]):
             raise HandlerNotSet(
                 f"{self.name}: has no handler; pass handler=, or call set_handler()"
             )
-        self._state = "started"
-        collector, handler = self._collector, self._handler
-        if collector is not None and not collector.inherited():
-            collector.backend.in_owner(lambda: collector.start(handler))
+        if self._life.closed:
+            self._life = self._life.after()
+        life = self._life
+        life.started = True
+        if life.collector is not None:
+            life.collector.backend.in_owner(life.collector.begin)
         return self
 
     def stop(self, timeout: float | None = None) -> None:
         """Refuse new calls, run those that were accepted, and end.
 
         Blocks this caller, but not the hub. May be called again, from any greenlet
-        and any thread; not by the handler itself.
+        and any thread; not by the handler itself. Where a signal handler interrupts
+        a call of this batcher it cannot wait: it begins to stop, and returns.
 
         Args:
             timeout: Seconds to wait for the calls; those that are left then get
@@ -186,13 +186,9 @@ class UBatch(Calls[T, S]):
                 f"{self.name}: its own handler called stop(), which waits for the "
                 "handler to return; call it from elsewhere"
             )
-        self._state = "stopping"
-        self._collector = None
-        self._first = {}
-        if collector is not None:
+        self._life.closed = True
+        if collector is not None and not collector.ended:
             _end(collector, timeout)
-        if self._state == "stopping":  # nobody called start() meanwhile
-            self._state = "stopped"
 
     def with_options(self, *, deadline: float | None) -> View[T, S]:
         """Return a view of this batcher whose calls have other options.
@@ -204,13 +200,13 @@ class UBatch(Calls[T, S]):
 
     def stats(self) -> Stats:
         """Return what was counted in this process so far. Does not block."""
-        latest = self._in_this_process()
-        if latest is None:
-            return Counters().snapshot(
+        collector = self._in_this_process()
+        if collector is None:
+            return nothing().snapshot(
                 self.name, None, executors.name_of(self._executor)
             )
-        return latest.counters.snapshot(
-            self.name, latest.backend.name, latest.executor_name()
+        return collector.counters.snapshot(
+            self.name, collector.backend.name, collector.executor_name()
         )
 
     def __enter__(self) -> UBatch[T, S]:
@@ -227,10 +223,16 @@ class UBatch(Calls[T, S]):
     def __repr__(self) -> str:
         seen = self.stats()
         return (
-            f"<UBatch {self.name!r} {seen.backend or self._backend}, {self._state}: "
+            f"<UBatch {self.name!r} {seen.backend or self._backend}, {self._state()}: "
             f"{seen.pending} pending, {seen.running} running, "
             f"{seen.batches_total} batches, {seen.results_total} results>"
         )
+
+    def _state(self) -> str:
+        collector = self._life.collector
+        if self._life.closed:
+            return "stopping" if collector and not collector.ended else "stopped"
+        return "started" if self._life.started else "new"
 
     # One call, from top to bottom. It goes on in Collector.join().
 
@@ -238,16 +240,16 @@ class UBatch(Calls[T, S]):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
     ) -> Any:
         collector = self._collector
-        if collector is None or collector.epoch is not process.epoch:
+        if collector is None or not collector.serves(self._life):
             collector = self._begin()
         if collector.backend.is_foreign():
             return self._call_from_afar(args, kwargs, deadline)
         batch, ticket = collector.join(args, kwargs, deadline)
         try:
-            if deadline is None and running_batch.get() is None:
-                batch.latch.wait()
+            if running_batch.get() is None:
+                batch.latch.wait(deadline)
             else:
-                wait_for(batch, ticket)
+                wait_inside(batch, deadline)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
             collector.leave(batch, ticket)
             raise
@@ -258,7 +260,7 @@ class UBatch(Calls[T, S]):
     def _call_from_afar(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
     ) -> Any:
-        future: Future[Any] = self._submit(args, kwargs, deadline)
+        future = self._submit(args, kwargs, deadline)
         try:
             return future.result()
         except BaseException:  # Ctrl-C: the place is given up
@@ -279,12 +281,13 @@ class UBatch(Calls[T, S]):
     ) -> list[Any]:
         collector, items = self._here(), list(items)
         calls: list[Future[Any]] = []
+
+        def submit_all() -> None:
+            for item in items:
+                calls.append(collector.submit((item,), {}, deadline))
+
         try:
-            collector.backend.in_owner(
-                lambda: calls.extend(
-                    collector.submit((item,), {}, deadline) for item in items
-                )
-            )
+            collector.backend.in_owner(submit_all)
             return [_outcome(call, return_exceptions) for call in calls]
         finally:
             for call in calls:  # those left when one failed or this caller was killed
@@ -294,81 +297,96 @@ class UBatch(Calls[T, S]):
     def _here(self) -> Collector:
         """Return what takes calls in this process; the first call makes it."""
         collector = self._collector
-        if collector is None or collector.inherited():
+        if collector is None or not collector.serves(self._life):
             return self._begin()
         if collector.backend.is_foreign() and not collector.backend.alive():
-            self._collector, self._first = None, {}
+            self._life.forget(collector)
             return self._begin()
         return collector
 
     def _begin(self) -> Collector:
-        """Make the collector of this process, once."""
-        if self._state in ("stopping", "stopped"):
+        """Make the collector of this life in this process, once."""
+        life = self._life
+        if life.closed:
             raise Stopped(f"{self.name}: stopped; start() it again to accept calls")
-        backend, why = backends.load(self._backend)
-        before = self._in_this_process()
-
-        def make() -> Collector:
-            return Collector(
-                self.name,
-                Rules(self.max_size, self.timeout, self._linger, backend.settled_turns),
-                backend,
-                backend.executor(self._executor, self._workers),
-                self._workers,
-                self._max_pending,
-                before.counters if before else Counters(),
-                self._owner,
+        before, running = self._in_this_process(), running_batch.get()
+        if before is not None and before.backend.alive():
+            backend, why = before.backend.again(), "as before stop()"
+            counters = before.counters
+        else:
+            near = running.collector.backend if running else None
+            backend, why = backends.load(self._backend, near)
+            counters = Counters(backend.lock())
+        rules = Rules(self.max_size, self.timeout, self._linger, backend.settled_turns)
+        # Of two threads that make the first call at once, both make a collector; one
+        # is taken, and the other has started nothing.
+        made = backend.in_owner(
+            lambda: Collector(
+                *(self.name, rules, self._workers, self._max_pending),
+                *(life, backend, backend.executor(self._executor, self._workers)),
+                *(counters, _weakly(self._held)),
             )
-
-        # Race: 1. two threads make the first call at once; 2. both get here. The
-        #       dict takes one of the two; the other has started nothing.
-        made = backend.in_owner(make)
-        collector = self._first.setdefault(process.epoch, made)
-        self._collector = self._latest = collector
+        )
+        # The strands do not hold the batcher: one that is forgotten without stop()
+        # runs what was accepted, and ends.
+        made.finalizer = weakref.finalize(self, _forget, life, made)
+        made.finalizer.atexit = False
+        collector = life.publish(made)
+        self._collector = collector
         if collector is made:
             self._introduce(collector, why)
+        else:
+            made.finalizer.detach()
         return collector
 
     def _introduce(self, collector: Collector, why: str) -> None:
-        # The strands hold the collector, not the batcher: one that is forgotten
-        # without stop() runs what was accepted, and ends.
-        weakref.finalize(self, _forget, collector).atexit = False
         logger.info(
             "%s: backend %s (%s), executor %s, workers %d",
             *(self.name, collector.backend.name, why),
             *(collector.executor_name(), self._workers),
         )
-        handler = self._handler
-        if self._state == "started" and handler is not None:
-            collector.backend.in_owner(lambda: collector.start(handler))
-        else:
+        if not self._life.started:
             logger.warning("%s: called before start(), and waits for it", self.name)
 
+    def _held(self) -> Callable[..., Any] | None:
+        """Return the handler for one batch, which keeps alive what it needs."""
+        return self._handler
+
     def _in_this_process(self) -> Collector | None:
-        latest = self._latest
-        return None if latest is None or latest.inherited() else latest
+        collector = self._collector
+        return None if collector is None or collector.inherited() else collector
 
 
 def _end(collector: Collector, timeout: float | None) -> None:
-    """Stop a collector, and wait for its end."""
+    """End a collector whose life is closed, and wait for that."""
     backend = collector.backend
-    if backend.is_foreign() and not backend.alive():
+    if not backend.alive():
         return
-    latch = backend.latch_here()
     backend.in_owner(collector.begin_stop)
-    backend.in_owner(lambda: collector.at_end(latch.set))
-    latch.wait(timeout)
-    if not collector.ended:
-        backend.in_owner(collector.abandon)
+    if not collector.is_inside():
+        latch = backend.latch_here()
+        backend.in_owner(lambda: collector.at_end(latch.set))
+        latch.wait(timeout)
+        if not collector.ended:
+            backend.in_owner(collector.abandon)
+    collector.finalizer.detach()
 
 
-def _forget(collector: Collector) -> None:
+def _forget(life: Life, collector: Collector) -> None:
+    life.closed = True
     if not collector.inherited():
         collector.backend.soon(collector.begin_stop)
 
 
-def _nobody() -> None:
-    return None
+def _weakly(method: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that calls a method, without keeping its object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> Any:
+        alive = reference()
+        return alive() if alive is not None else None
+
+    return call
 
 
 def _outcome(call: Future[Any], return_exceptions: bool) -> Any:

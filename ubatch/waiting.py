@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ubatch.batch import Batch, Shape
-from ubatch.policy import Look, Reason, Rules, decide
+from ubatch.policy import TURN, Look, Reason, Rules, decide
 
 
 class Waiting:
@@ -23,6 +23,9 @@ class Waiting:
     def __init__(self) -> None:
         self.open: dict[Shape, Batch] = {}
         self._batches: dict[Batch, None] = {}  # an ordered set
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -66,11 +69,18 @@ class Waiting:
         """
         look_again: float | None = None
         for batch in self._batches:
-            age = now - batch.oldest
-            look = Look(len(batch.calls), age, batch.quiet_turns, stopping)
-            decision = decide(rules, look)
-            if decision.reason is not None:
-                return (batch, decision.reason), None
-            if look_again is None or decision.look_again < look_again:
-                look_again = decision.look_again
+            look = Look(
+                size=len(batch.calls),
+                age=now - batch.oldest,
+                quiet_turns=batch.quiet_turns,
+                growing=self.open.get(batch.shape) is batch,
+                stopping=stopping,
+            )
+            reason, wait = decide(rules, look)
+            if reason is not None:
+                return (batch, reason), None
+            if batch.deadlines and wait != TURN:
+                wait = min(wait, max(0.001, min(batch.deadlines.values()) - now))
+            if look_again is None or wait < look_again:
+                look_again = wait
         return None, look_again

@@ -26,13 +26,20 @@ class Choice(NamedTuple):
     why: str
 
 
-def load(name: BackendName) -> Choice:
+def load(name: BackendName, near: Backend | None = None) -> Choice:
     """Return the backend of that name; choose one for ``"auto"``.
+
+    Args:
+        name: What the user asked for.
+        near: What runs the caller, if it is a handler: a first call from a worker
+            thread says nothing about who will call later.
 
     Raises:
         BackendError: There is no such backend, or it cannot be used here.
     """
     why = "asked for by name"
+    if name == "auto" and near is not None:
+        return Choice(near.again(), "as that of the handler that made the first call")
     if name == "auto":
         name, why = _choose()
     if name == "thread":

@@ -49,7 +49,11 @@ class Backend(Protocol):
         """Return a latch for callers who are where the state may be touched."""
 
     def latch_here(self) -> Latch:
-        """Return a latch that fits whoever asks; set() where state is touched."""
+        """Return a latch that fits whoever asks; set() where state is touched.
+
+        Raises:
+            BackendError: Its wait would stall others.
+        """
 
     def wake(self) -> Wake:
         """Return a wake."""
@@ -60,13 +64,30 @@ class Backend(Protocol):
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
     ) -> None:
-        """Start a strand; call *ended* with what escaped it, if anything did."""
+        """Start a strand; call *ended* with what escaped it, if anything did.
 
-    def defer(self, fn: Callable[[], None]) -> None:
-        """Run a user's callback where it harms the strands least."""
+        Raises:
+            RuntimeError: It could not be started; *ended* is not called.
+        """
+
+    def defer(self, fn: Callable[[], object]) -> None:
+        """Run *fn*, which may block, outside the strands. Does not wait for it."""
+
+    def close(self) -> None:
+        """Let go of what was made for defer()."""
+
+    def holds(self, lock: AbstractContextManager[Any]) -> bool:
+        """Tell whether the calling thread holds a lock() of this backend."""
+
+    def again(self) -> Backend:
+        """Return a backend of this kind, on the same hub if there is one."""
 
     def is_foreign(self) -> bool:
-        """Tell whether the caller is where the state may not be touched."""
+        """Tell whether the caller is where the state may not be touched.
+
+        Raises:
+            BackendError: The caller's wait would stall others.
+        """
 
     def in_owner(self, fn: Callable[[], Any]) -> Any:
         """Run *fn*, which does not block, where the state may be touched."""
@@ -77,7 +98,9 @@ class Backend(Protocol):
     def alive(self) -> bool:
         """Tell whether strands can still run."""
 
-    def future(self, batch: Batch, ticket: float) -> Future[Any]:
+    def future(
+        self, batch: Batch, ticket: float, deadline: float | None
+    ) -> Future[Any]:
         """Return the future of one call."""
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:

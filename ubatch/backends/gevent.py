@@ -7,10 +7,11 @@ Nothing of gevent's is touched from another native thread but
 from __future__ import annotations
 
 import gc
-import sys
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
     from ubatch.backends.base import Latch, Wake
     from ubatch.batch import Batch
     from ubatch.executors import Executor, ExecutorOption
+
+
+LOOK_AFTER_OWNER = 1.0
+"""Seconds between two looks of a waiting native thread for the hub it waits for."""
+
+_local: Any = monkey.get_original("_thread", "_local")()
+
+
+class _Token:
+    """Lives as long as a native thread does; idents are given out again."""
 
 
 def runs_under_a_hub() -> bool:
@@ -61,9 +72,13 @@ class GeventBackend:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._owner = _thread_token() if get_hub_if_exists() is hub else None
 
     def lock(self) -> AbstractContextManager[Any]:
         return _NO_LOCK
+
+    def holds(self, lock: AbstractContextManager[Any]) -> bool:
+        return False
 
     def mutex(self) -> AbstractContextManager[Any]:
         return Semaphore(1, self._hub)
@@ -72,7 +87,7 @@ class GeventBackend:
         return AsyncResult()
 
     def latch_here(self) -> Latch:
-        return ThreadLatch() if self.is_foreign() else self.latch()
+        return ForeignLatch(self) if self.is_foreign() else self.latch()
 
     def wake(self) -> Wake:
         return GeventWake(self._hub)
@@ -98,8 +113,16 @@ class GeventBackend:
         strand.rawlink(lambda dead: ended(_escaped(dead)))
         strand.start()
 
-    def defer(self, fn: Callable[[], None]) -> None:
+    def defer(self, fn: Callable[[], object]) -> None:
         gevent.spawn(Context().run, fn)
+
+    def close(self) -> None:
+        pass
+
+    def again(self) -> GeventBackend:
+        again = GeventBackend(self._hub)
+        again._owner = self._owner
+        return again
 
     def is_foreign(self) -> bool:
         return get_hub_if_exists() is not self._hub
@@ -109,7 +132,7 @@ class GeventBackend:
             return fn()
         returned: list[Any] = []
         raised: list[BaseException] = []
-        done = ThreadLatch()
+        done = ForeignLatch(self)
 
         def call() -> None:
             try:
@@ -120,7 +143,7 @@ class GeventBackend:
                 done.set()
 
         if not self._send(call):
-            raise BackendError("the gevent hub that ran the batches is gone")
+            raise _gone()
         done.wait()
         if raised:
             raise raised[0]
@@ -137,11 +160,13 @@ class GeventBackend:
         return True
 
     def alive(self) -> bool:
-        threads = sys._current_frames()  # the only list that patching leaves alone
-        return self._hub.loop is not None and self._hub.thread_ident in threads
+        ended = self._owner is not None and self._owner() is None
+        return self._hub.loop is not None and not ended
 
-    def future(self, batch: Batch, ticket: float) -> Future[Any]:
-        return GeventFuture(batch, ticket)
+    def future(
+        self, batch: Batch, ticket: float, deadline: float | None
+    ) -> Future[Any]:
+        return GeventFuture(batch, ticket, deadline)
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         from ubatch.executors import for_gevent
@@ -168,6 +193,29 @@ def make() -> GeventBackend:
     )
 
 
+class ForeignLatch(ThreadLatch):
+    """A latch for a native thread, which looks now and then whether to give up.
+
+    The owner's thread may end, or destroy its hub, and then nobody will set it.
+    """
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, backend: GeventBackend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def wait(self, timeout: float | None = None) -> bool:
+        left = inf if timeout is None else timeout
+        while not super().wait(min(left, LOOK_AFTER_OWNER)):
+            left -= LOOK_AFTER_OWNER
+            if left <= 0:
+                return False
+            if not self._backend.alive():
+                raise _gone()
+        return True
+
+
 class GeventFuture(Future[Any]):
     """A future that ``gevent.wait`` and ``gevent.iwait`` can wait for."""
 
@@ -176,7 +224,8 @@ class GeventFuture(Future[Any]):
     def rawlink(self, callback: Callable[[Future[Any]], object]) -> None:
         """Call ``callback(self)`` in the hub when the call is done.
 
-        Only from the hub's own thread. *callback* must not block.
+        For ``gevent.wait()``, and like it only in the hub's own thread. *callback*
+        must not block.
         """
         link = _HubLink(callback)
         if not self._link(link):
@@ -235,3 +284,13 @@ def _escaped(strand: gevent.Greenlet[..., None]) -> BaseException | None:
     """Return what ended a greenlet, if it did not just return."""
     value = strand.exception or strand.value  # a killed one *returns* GreenletExit
     return value if isinstance(value, BaseException) else None
+
+
+def _thread_token() -> weakref.ref[_Token]:
+    if not hasattr(_local, "token"):
+        _local.token = _Token()
+    return weakref.ref(_local.token)
+
+
+def _gone() -> BackendError:
+    return BackendError("the gevent hub that ran the batches is gone; call again")

@@ -1,19 +1,34 @@
-"""What is native, even where gevent has patched?"""
+"""What is native, even where gevent has patched?
+
+Looked up at each use: patching may come after the import of this module, and a
+module imported after it would find gevent's things under the native names.
+"""
 
 from __future__ import annotations
 
 import _thread
 import sys
+from collections.abc import Callable
+from typing import Any
 
 
 def allocate_lock() -> _thread.LockType:
-    """Return a lock that blocks the thread, not the greenlet.
+    """Return a lock that blocks the thread, not the greenlet."""
+    lock: _thread.LockType = _native("allocate_lock")()
+    return lock
 
-    Looked up at each use: patching may come after the import of this module, and
-    a module imported after it would find gevent's lock under the native name.
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Run *run* in a daemon thread; it either starts, or this raises RuntimeError.
+
+    ``threading.Thread.start()`` waits for the thread to come up, and what interrupts
+    that wait cannot tell whether it did.
     """
+    _native("start_new_thread")(run, ())
+
+
+def _native(name: str) -> Any:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
-        return _thread.allocate_lock()
-    lock: _thread.LockType = monkey.get_original("_thread", "allocate_lock")()
-    return lock
+        return getattr(_thread, name)
+    return monkey.get_original("_thread", name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from _queue import SimpleQueue
 from _thread import LockType
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any
 
-from ubatch.backends.native import allocate_lock
+from ubatch.backends.native import allocate_lock, start_thread
+from ubatch.errors import BackendError
 from ubatch.future import Future
 
 if TYPE_CHECKING:
@@ -31,8 +34,16 @@ class ThreadBackend:
     name = "thread"
     settled_turns = 1
 
+    def __init__(self) -> None:
+        self._callbacks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._starting = allocate_lock()  # of the thread that runs the callbacks
+        self._started = False
+
     def lock(self) -> AbstractContextManager[Any]:
         return threading.RLock()
+
+    def holds(self, lock: AbstractContextManager[Any]) -> bool:
+        return bool(lock._is_owned())  # type: ignore[attr-defined]
 
     def mutex(self) -> AbstractContextManager[Any]:
         return allocate_lock()
@@ -40,7 +51,9 @@ class ThreadBackend:
     def latch(self) -> ThreadLatch:
         return ThreadLatch()
 
-    latch_here = latch
+    def latch_here(self) -> ThreadLatch:
+        self.is_foreign()
+        return ThreadLatch()
 
     def wake(self) -> ThreadWake:
         return ThreadWake()
@@ -59,12 +72,36 @@ class ThreadBackend:
                 escaped = error
             ended(escaped)
 
-        threading.Thread(target=run, name="ubatch-worker", daemon=True).start()
+        start_thread(run)
 
-    def defer(self, fn: Callable[[], None]) -> None:
-        fn()
+    def defer(self, fn: Callable[[], object]) -> None:
+        self._callbacks.put(fn)
+        if not self._started and self._starting.acquire(blocking=False):
+            try:
+                start_thread(self._run_callbacks)
+                self._started = True
+            finally:
+                self._starting.release()
+
+    def _run_callbacks(self) -> None:
+        while (fn := self._callbacks.get()) is not None:
+            fn()
+
+    def close(self) -> None:
+        self._callbacks.put(None)
 
     def is_foreign(self) -> bool:
+        # The usual way here: an unpatched program made its first call before its hub
+        # ran. Two look-ups, and more only where gevent is there.
+        if "gevent" in sys.modules:
+            from ubatch.backends.gevent import runs_under_a_hub
+
+            if runs_under_a_hub():
+                raise BackendError(
+                    "a greenlet waits for a batcher that runs on native threads, and "
+                    "would stall its hub; pass backend='gevent', or set "
+                    "UBATCH_BACKEND=gevent"
+                )
         return False
 
     def in_owner(self, fn: Callable[[], Any]) -> Any:
@@ -76,8 +113,13 @@ class ThreadBackend:
     def alive(self) -> bool:
         return True
 
-    def future(self, batch: Batch, ticket: float) -> Future[Any]:
-        return Future(batch, ticket)
+    def again(self) -> ThreadBackend:
+        return ThreadBackend()
+
+    def future(
+        self, batch: Batch, ticket: float, deadline: float | None
+    ) -> Future[Any]:
+        return Future(batch, ticket, deadline)
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         from ubatch.executors import for_threads
