@@ -23,8 +23,8 @@ LAYERS = {
     "nesting": {"errors"},
     "batch": {"errors"},
     "life": {"process"},
-    "waiting": {"batch", "policy"},
-    "future": {"errors", "nesting"},
+    "waiting": {"batch", "options", "policy"},
+    "future": {"errors", "nesting", "options"},
     "executors": {"batch", "errors", "nesting"},
     "collector": {
         *("batch", "errors", "executors", "future", "life", "policy", "process"),
@@ -36,7 +36,9 @@ LAYERS = {
     "backends.thread": {
         *("backends.gevent", "backends.native", "errors", "executors", "future"),
     },
-    "backends.gevent": {"backends.thread", "errors", "executors", "future"},
+    "backends.gevent": {
+        *("backends.thread", "errors", "executors", "future", "options"),
+    },
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),

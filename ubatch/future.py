@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ubatch.errors import BackendError, Failure
 from ubatch.nesting import waiting_for
+from ubatch.options import SHORTEST_WAIT
 
 if TYPE_CHECKING:
     from ubatch.batch import Batch
@@ -165,10 +166,10 @@ class Future(Generic[S]):
             raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
 
     def _patience(self, timeout: float | None) -> float | None:
-        if self._deadline is None:
-            return timeout
-        left = max(0.0, self._deadline - monotonic())
-        return left if timeout is None else min(timeout, left)
+        if self._deadline is not None:
+            left = self._deadline - monotonic()
+            timeout = left if timeout is None else min(timeout, left)
+        return max(timeout, SHORTEST_WAIT) if timeout else timeout
 
     def _expire_if_due(self) -> None:
         # Nobody looks at _done in between: expire() takes the lock, so that whoever

@@ -7,6 +7,9 @@ import math
 import operator
 from typing import TypeVar
 
+SHORTEST_WAIT = 0.001
+"""Seconds; epoll counts in milliseconds, and libuv warns of less."""
+
 Word = TypeVar("Word", bound=str)
 
 
@@ -37,12 +40,12 @@ def seconds(option: str, value: float) -> float:
 
 
 def deadline(value: float | None) -> float | None:
-    """Return a time of more than 0 seconds, or None."""
+    """Return a time that can be waited for, or None."""
     if value is None:
         return None
     if seconds("deadline", value) == 0:
         raise ValueError("deadline must be more than 0 seconds; None means no deadline")
-    return float(value)
+    return max(float(value), SHORTEST_WAIT)
 
 
 def one_of(option: str, value: Word, words: tuple[Word, ...]) -> Word:

@@ -69,7 +69,7 @@ class UBatch(Calls[T, S]):
         max_pending: Calls that may wait; the next one is refused with QueueFull.
             None for no limit.
         deadline: Seconds from a call to its answer, after which it is answered with
-            DeadlineExceeded; None for as long as it takes.
+            DeadlineExceeded, 0.001 at least; None for as long as it takes.
         name: For log lines and stats(); the handler's name by default.
 
     Raises:

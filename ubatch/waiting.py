@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ubatch.batch import Batch, Shape
+from ubatch.options import SHORTEST_WAIT
 from ubatch.policy import TURN, Look, Reason, Rules, decide
 
 
@@ -80,7 +81,8 @@ class Waiting:
             if reason is not None:
                 return (batch, reason), None
             if batch.deadlines and wait != TURN:
-                wait = min(wait, max(0.001, min(batch.deadlines.values()) - now))
+                left = min(batch.deadlines.values()) - now
+                wait = min(wait, max(left, SHORTEST_WAIT))
             if look_again is None or wait < look_again:
                 look_again = wait
         return None, look_again

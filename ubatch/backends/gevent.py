@@ -29,6 +29,7 @@ from gevent.lock import Semaphore
 from ubatch.backends.thread import ThreadLatch
 from ubatch.errors import BackendError
 from ubatch.future import Future
+from ubatch.options import SHORTEST_WAIT
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Latch, Wake
@@ -262,6 +263,8 @@ class GeventWake:
             self._semaphore.release()
 
     def wait(self, timeout: float | None = None) -> bool:
+        if timeout:
+            timeout = max(timeout, SHORTEST_WAIT)
         return bool(self._semaphore.acquire(timeout=timeout))
 
 
