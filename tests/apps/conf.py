@@ -1,0 +1,4 @@
+"""How tests run gunicorn: every other setting comes by the command line."""
+
+# A file in the user's home, that all gunicorns would share. Older ones know none.
+control_socket_disable = True
