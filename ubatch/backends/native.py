@@ -29,6 +29,6 @@ def start_thread(run: Callable[[], None]) -> None:
 
 def _native(name: str) -> Any:
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return getattr(_thread, name)
-    return monkey.get_original("_thread", name)
+    # Without it while another thread imports gevent: nothing is patched yet.
+    original = getattr(monkey, "get_original", None)
+    return original("_thread", name) if original else getattr(_thread, name)
