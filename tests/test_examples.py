@@ -121,7 +121,6 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "empty body": (b"", "JSON object"),
     "not JSON": (b"{", "JSON object"),
     "not text": (b"\xff\xfe", "JSON object"),
-    "nested": (NESTED, "JSON object"),
     "a list": ([], "JSON object"),
     "another key": ({"inputs": [*ROW, 1.0]}, '"input" is missing'),
     "a number": ({"input": 1.0}, "list of 13 numbers"),
@@ -253,7 +252,7 @@ def test_an_absent_upstream_is_a_bad_gateway(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    "body", [b"", b"{", NESTED, [], {}, {"title": 1}, {"title": None}], ids=repr
+    "body", [b"", b"{", [], {}, {"title": 1}, {"title": None}], ids=repr
 )
 def test_a_bad_title_is_told_what_is_wrong(joined: Joined, body: Any) -> None:
     """What is no title is answered with 400, which shows what to send."""
@@ -332,7 +331,7 @@ def test_the_model_reads_digits_well(data: Data) -> None:
 
 @pytest.mark.server
 def test_batched_answers_equal_single_ones(page: Server, data: Data) -> None:
-    """200 pictures posted together get, in few calls of the model, what each deserves."""
+    """200 pictures posted together are read in few calls, and as one by one."""
     bodies = [{"pixels": picture} for picture in data.pictures]
     before = page.get("/stats").body
     batched = _post_all(page.port, "/predict", bodies)
@@ -430,14 +429,15 @@ def test_other_errors_are_json_too(page: Server) -> None:
 def test_the_page_finds_all_its_files(page: Server) -> None:
     """All that the page names, and all that its scripts import, is served."""
     named = re.compile(r"""(?:href|src)="([^"]+)"|\bfrom "([^"]+)";""")
-    found, todo = set(), ["/"]
+    found: set[str] = set()
+    todo = ["/"]
     while todo:
         path = todo.pop()
         status, text = page.get(path)
         assert status == 200, path
         found.add(path)
         links = {urljoin(path, one or other) for one, other in named.findall(text)}
-        todo += links - found - {*todo}
+        todo += links.difference(found, todo)
 
     used = {Path(path).name for path in found - {"/"}}
     assert used == {file.name for file in (DIGITS / "static").iterdir()}
@@ -459,7 +459,10 @@ def test_the_environment_chooses_and_sigterm_is_obeyed(
 ) -> None:
     """WORKERS start on HOST and PORT; at SIGTERM all end, with exit code 0."""
     with Digits(tmp_path / "log", workers=2) as server:
-        server.until(lambda: server.log.count("Booting worker") == 2)
+        workers: set[int] = set()
+        # To a worker that only just starts, gunicorn's signal would be lost.
+        while len(workers) < 2:
+            workers.add(server.get("/stats").body["pid"])
         picture = {"pixels": data.pictures[0]}
         answers = _post_all(server.port, "/predict", [picture] * 20)
         server.signal(signal.SIGTERM)

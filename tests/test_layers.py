@@ -37,7 +37,7 @@ LAYERS = {
         *("backends.gevent", "backends.native", "errors", "executors", "future"),
     },
     "backends.gevent": {
-        *("backends.thread", "errors", "executors", "future", "options"),
+        *("backends.thread", "errors", "executors", "future", "options", "process"),
     },
     "calls": {"future"},
     "ubatch": {
