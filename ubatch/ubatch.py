@@ -333,10 +333,12 @@ class UBatch(Calls[T, S]):
         made.finalizer.atexit = False
         collector = life.publish(made)
         self._collector = collector
-        if collector is made:
-            self._introduce(collector, why)
-        else:
+        if collector is not made:
             made.finalizer.detach()
+            return collector
+        if life.closed:  # by a stop() that came too early to see it
+            backend.in_owner(collector.begin_stop)
+        self._introduce(collector, why)
         return collector
 
     def _introduce(self, collector: Collector, why: str) -> None:
