@@ -286,7 +286,8 @@ def data() -> Data:
         accuracy = model.accuracy(model.load())
         return accuracy, pictures[:200].tolist(), digits[:200].tolist()
 
-    return Data(*run(load, env={"PYTHONPATH": f"{ROOT}:{DIGITS}"}))
+    # In a fresh clone it is trained first: 8 s, and far more on a busy machine.
+    return Data(*run(load, env={"PYTHONPATH": f"{ROOT}:{DIGITS}"}, timeout=100.0))
 
 
 @pytest.fixture(scope="module")
@@ -460,9 +461,12 @@ def test_the_environment_chooses_and_sigterm_is_obeyed(
     """WORKERS start on HOST and PORT; at SIGTERM all end, with exit code 0."""
     with Digits(tmp_path / "log", workers=2) as server:
         workers: set[int] = set()
-        # To a worker that only just starts, gunicorn's signal would be lost.
-        while len(workers) < 2:
+
+        def both_serve() -> bool:
             workers.add(server.get("/stats").body["pid"])
+            return len(workers) == 2
+
+        server.until(both_serve)  # a signal to one that only just starts may get lost
         picture = {"pixels": data.pictures[0]}
         answers = _post_all(server.port, "/predict", [picture] * 20)
         server.signal(signal.SIGTERM)

@@ -320,7 +320,7 @@ class UBatch(Calls[T, S]):
         rules = Rules(self.max_size, self.timeout, self._linger, backend.settled_turns)
         # Of two threads that make the first call at once, both make a collector; one
         # is taken, and the other has started nothing.
-        made = backend.in_owner(
+        made: Collector = backend.in_owner(
             lambda: Collector(
                 *(self.name, rules, self._workers, self._max_pending),
                 *(life, backend, backend.executor(self._executor, self._workers)),
