@@ -78,7 +78,9 @@ class Future(Generic[S]):
 
     def done(self) -> bool:
         """Tell whether result() would return or raise at once."""
-        self._expire_if_due()
+        if self._deadline is not None and monotonic() >= self._deadline:
+            if not self._done:
+                self._expire()
         return self._done
 
     def running(self) -> bool:
@@ -145,39 +147,33 @@ class Future(Generic[S]):
         self._links.clear()
 
     def _wait(self, timeout: float | None) -> None:
-        self._expire_if_due()
-        if self._done:
-            return
+        left = None if self._deadline is None else self._deadline - monotonic()
+        to_the_end = left is not None and (timeout is None or left <= timeout)
+        patience = left if to_the_end else timeout
+        if not self._done and (patience is None or patience > 0):
+            self._wait_for_link(patience and max(patience, SHORTEST_WAIT))
+        if not self._done and to_the_end:  # whatever the clock says: a timer may hurry
+            self._expire()
+        if not self._done:
+            raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
+
+    def _wait_for_link(self, timeout: float | None) -> None:
         with waiting_for(self._batch):
-            patience = self._patience(timeout)
             latch = self._batch.collector.backend.latch_here()
 
             def wake(_: Future[S]) -> None:
                 latch.set()
 
-            if not self._link(wake):
-                return
-            try:
-                latch.wait(patience)
-            finally:
-                self._unlink(wake)
-        self._expire_if_due()
-        if not self._done:
-            raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
+            if self._link(wake):
+                try:
+                    latch.wait(timeout)
+                finally:
+                    self._unlink(wake)
 
-    def _patience(self, timeout: float | None) -> float | None:
-        if self._deadline is not None:
-            left = self._deadline - monotonic()
-            timeout = left if timeout is None else min(timeout, left)
-        return max(timeout, SHORTEST_WAIT) if timeout else timeout
-
-    def _expire_if_due(self) -> None:
-        # Nobody looks at _done in between: expire() takes the lock, so that whoever
-        # ended this call has finished when it returns.
-        if not self._done and self._deadline is not None:
-            if monotonic() >= self._deadline:
-                batch, ticket = self._batch, self._ticket
-                self._owned(lambda: batch.collector.expire(batch, ticket))
+    def _expire(self) -> None:
+        # It takes the lock: whoever ended this call first has finished by then.
+        batch, ticket = self._batch, self._ticket
+        self._owned(lambda: batch.collector.expire(batch, ticket))
 
     def _owned(self, act: Callable[[], bool]) -> bool:
         """Do *act* where the collector's state may be touched."""

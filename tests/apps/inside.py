@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class Forked:
         self._pid = os.fork()
         if self._pid:
             return
+        signal.alarm(600)  # not inherited
         try:
             answer = {"value": work()}
         except BaseException:
