@@ -45,10 +45,18 @@ def are_suspicious(titles: list[str]) -> list[bool]:
 
 @app.post("/predict")
 def predict() -> dict[str, bool]:
-    body = request.get_json(silent=True)
+    return {"prediction": are_suspicious.ubatch(read_title())}
+
+
+def read_title() -> str:
+    """Return the request's title, or answer 400 and say what is wrong with it."""
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:  # "[[[[[[..."
+        body = None
     if not isinstance(body, dict) or not isinstance(body.get("title"), str):
         abort(400, 'send {"title": "some text"} as JSON')
-    return {"prediction": are_suspicious.ubatch(body["title"])}
+    return str(body["title"])
 
 
 @app.errorhandler(requests.Timeout)

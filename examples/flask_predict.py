@@ -38,7 +38,10 @@ class Predict(Resource):
 
 def read_row() -> list[float]:
     """Return the request's row, or answer 400 and say what is wrong with it."""
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:  # "[[[[[[..."
+        body = None
     if not isinstance(body, dict):
         abort(400, "send a JSON object, with Content-Type: application/json")
     if "input" not in body:

@@ -121,6 +121,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "empty body": (b"", "JSON object"),
     "not JSON": (b"{", "JSON object"),
     "not text": (b"\xff\xfe", "JSON object"),
+    "nested": (NESTED, "JSON object"),
     "a list": ([], "JSON object"),
     "another key": ({"inputs": [*ROW, 1.0]}, '"input" is missing'),
     "a number": ({"input": 1.0}, "list of 13 numbers"),
@@ -252,7 +253,7 @@ def test_an_absent_upstream_is_a_bad_gateway(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    "body", [b"", b"{", [], {}, {"title": 1}, {"title": None}], ids=repr
+    "body", [b"", b"{", NESTED, [], {}, {"title": 1}, {"title": None}]
 )
 def test_a_bad_title_is_told_what_is_wrong(joined: Joined, body: Any) -> None:
     """What is no title is answered with 400, which shows what to send."""
