@@ -19,7 +19,7 @@ CODE := ubatch tests examples .ci setup.py
 
 # The patched leg patches before pytest, and so the threading it imports, is loaded.
 PLAIN := $(PY) -m pytest
-PATCHED := $(PY) -m gevent.monkey --module pytest
+PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
 .PHONY: help run test check format stress dist clean

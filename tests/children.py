@@ -28,7 +28,7 @@ import pytest
 from gevent import monkey
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a child is taken to hang."""
 
 once = pytest.mark.skipif(

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def world_of(leg: str) -> World:
     """Return callers and patience for "thread", "gevent" or "patched"; patch for it."""
     if leg == "patched":
-        from gevent import monkey
+        from gevent import get_hub, monkey
 
         monkey.patch_all()
+        # Before the fork, or its os.waitpid() misses a child that ends at once.
+        get_hub().loop.install_sigchld()
     from tests.fakes import World
 
     return World("thread" if leg == "thread" else "gevent")
