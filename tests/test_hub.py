@@ -212,6 +212,7 @@ def test_an_idle_batcher_costs_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 def ping_beside_inline() -> dict[str, int]:
     """Ping over a socket while an inline handler keeps the hub as busy as it can."""
+    import logging
     from time import perf_counter
 
     import gevent
@@ -225,6 +226,8 @@ def ping_beside_inline() -> dict[str, int]:
             pass
         return items
 
+    # On a machine that does other things it may be said to keep the hub too long.
+    logging.getLogger("ubatch").setLevel(logging.ERROR)
     ub = UBatch(4, 0.01, handler=handler, backend="gevent", executor="inline").start()
 
     def keep_busy() -> None:
@@ -685,6 +688,37 @@ def stop_and_forget(leg: str) -> None:
 def test_a_batcher_may_be_stopped_and_forgotten(leg: str, loop: dict[str, str]) -> None:
     """A batcher that is garbage leaves no thread and no noise, stopped or not."""
     run(stop_and_forget, leg, env=loop)
+
+
+def stop_early() -> int:
+    """Stop while the thread that answered still has to tell its pool; count threads."""
+    import os
+    from time import sleep
+
+    from gevent import _threading
+
+    from tests.fakes import World
+    from ubatch import UBatch
+
+    task_done = _threading.Queue.task_done
+
+    def late(queue: Any) -> None:
+        sleep(0.01)
+        task_done(queue)
+
+    _threading.Queue.task_done = late
+    world = World("gevent")
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(10):
+        with UBatch(8, 0.01, handler=lambda ns: ns, backend="gevent") as ub:
+            ub.ubatch(1)
+    world.until(lambda: len(os.listdir("/proc/self/task")) == before)
+    return before
+
+
+def test_stop_waits_for_no_luck_to_end_its_threads() -> None:
+    """A pool's thread ends, even if its batcher stops before it has settled down."""
+    assert 1 == run(stop_early)
 
 
 def short_times() -> list[Any]:

@@ -193,7 +193,11 @@ class PoolExecutor:
 
     def close(self) -> None:
         if self._owned:
-            self._pool.kill()
+            from gevent import spawn
+
+            # In a greenlet: a hub callback, such as the end of the last strand, may
+            # not wait for the last task to be ticked off, and would leave its thread.
+            spawn(self._pool.kill)
 
 
 class FuturesExecutor:
