@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 
 from tests.fakes import Gated, World
 from ubatch import (
@@ -25,6 +27,7 @@ from ubatch import (
     UBatch,
     ubatch_decorator,
 )
+from ubatch.backends.thread import ThreadBackend
 from ubatch.collector import Collector
 
 TOO_SHORT = 2e-6
@@ -98,6 +101,81 @@ def test_a_log_handler_that_raises_costs_nobody_an_answer(world: World) -> None:
             with pytest.raises(ZeroDivisionError):
                 ub.ubatch(0)
             assert 1 == ub.ubatch(1)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_handler_that_raises_ends_no_callbacks(world: World) -> None:
+    """A callback's error that cannot be logged does not silence the next ones."""
+    told: list[Any] = []
+    with UBatch(2, 9.0, handler=same, backend=world.backend, linger="full") as ub:
+        for _ in range(2):
+            futures = [ub.submit(1)]
+            futures[0].add_done_callback(lambda _: 1 // 0)
+            futures[0].add_done_callback(told.append)
+            futures.append(ub.submit(2))
+            world.until(lambda: futures[0] in told)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_handler_that_raises_does_not_refuse_the_first_call(
+    world: World,
+) -> None:
+    """The line that says which backend runs is worth no call."""
+    logger = logging.getLogger("ubatch")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with UBatch(1, 0.0, handler=same, backend=world.backend) as ub:
+            assert 1 == ub.ubatch(1)
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_warning_about_a_stalled_hub_costs_nobody_an_answer(hub: World) -> None:
+    """The batch that kept the hub is answered, whatever becomes of the warning."""
+    sleep = monkey.get_original("time", "sleep")
+
+    def handler(items: list[float]) -> list[float]:
+        sleep(0.15)
+        return items
+
+    with UBatch(1, 0.0, handler=handler, backend="gevent", executor="inline") as ub:
+        assert 1 == ub.ubatch(1)
+
+
+@pytest.mark.concurrency
+def test_all_callbacks_of_a_batcher_run_on_one_thread(threads: World) -> None:
+    """1. One looks for it; 2. another starts it; 3. the first does not start two."""
+    backend = ThreadBackend()
+    ran: list[int] = []
+
+    def defer() -> None:
+        backend.defer(lambda: ran.append(threading.get_ident()))
+
+    class Lying:
+        """The lock, which lets another thread go first."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def acquire(self, blocking: bool) -> bool:
+            backend._starting = self.lock
+            threads.spawn(defer).result()
+            return bool(self.lock.acquire(blocking))
+
+        def release(self) -> None:
+            self.lock.release()
+
+    lying: Any = Lying(backend._starting)
+    backend._starting = lying
+    defer()
+    for _ in range(20):
+        defer()
+    threads.until(lambda: len(ran) == 22)
+    backend.close()
+    assert 1 == len(set(ran))
+    # The fixture sees to it that no thread is left.
 
 
 @pytest.mark.concurrency

@@ -17,6 +17,7 @@ PACKAGE = Path(ubatch.__file__).parent
 LAYERS = {
     "errors": set(),
     "process": set(),
+    "log": set(),
     "policy": set(),
     "options": set(),
     "stats": set(),
@@ -24,11 +25,11 @@ LAYERS = {
     "batch": {"errors"},
     "life": {"process"},
     "waiting": {"batch", "options", "policy"},
-    "future": {"errors", "nesting", "options"},
-    "executors": {"batch", "errors", "nesting"},
+    "future": {"errors", "log", "nesting", "options"},
+    "executors": {"batch", "errors", "log", "nesting"},
     "collector": {
-        *("batch", "errors", "executors", "future", "life", "policy", "process"),
-        *("stats", "waiting"),
+        *("batch", "errors", "executors", "future", "life", "log", "policy"),
+        *("process", "stats", "waiting"),
     },
     "backends": {"backends.base", "backends.gevent", "errors"},
     "backends.base": set(),
@@ -42,7 +43,7 @@ LAYERS = {
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),
-        *("life", "nesting", "options", "policy", "stats"),
+        *("life", "log", "nesting", "options", "policy", "stats"),
     },
     "decorators": {
         *("backends", "calls", "executors", "future", "options", "policy", "stats"),

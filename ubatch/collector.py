@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
@@ -21,6 +20,7 @@ from ubatch.errors import BackendError, Failure, HandlerExit, QueueFull, Stopped
 from ubatch.executors import Executor, Outcome
 from ubatch.future import Future
 from ubatch.life import Life
+from ubatch.log import tell
 from ubatch.policy import TURN, Rules
 from ubatch.stats import Counters
 from ubatch.waiting import Waiting
@@ -334,10 +334,9 @@ class Collector:
         self._settle_all(left, self._killed())
         if escaped is not None:
             # Not here: in a hub callback a log handler's lock must not be waited for.
+            message = "%s: what runs the batches died: %r"
             self.backend.defer(
-                lambda: logger.error(
-                    "%s: what runs the batches died: %r", self.name, escaped
-                )
+                lambda: tell(logger, logging.ERROR, message, self.name, escaped)
             )
         if end:
             self._end()
@@ -410,12 +409,13 @@ class Collector:
             notify()
 
     def _log_failure(self, batch: Batch, error: BaseException) -> None:
-        with suppress(Exception):  # a log handler that fails is not the callers' fault
-            logger.error(
-                "%s: a batch of %d calls failed: %s",
-                *(self.name, batch.size, type(error).__name__),
-                exc_info=(type(error), error, error.__traceback__),
-            )
+        tell(
+            logger,
+            logging.ERROR,
+            "%s: a batch of %d calls failed: %s",
+            *(self.name, batch.size, type(error).__name__),
+            exc_info=(type(error), error, error.__traceback__),
+        )
 
     def _stopped(self) -> Stopped:
         return Stopped(f"{self.name}: stopped; start() it again to accept calls")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
 
 from ubatch.batch import Batch, Handler, answer, failures_apart
 from ubatch.errors import BackendError, Failure
+from ubatch.log import tell
 from ubatch.nesting import running_batch
 
 if TYPE_CHECKING:
@@ -151,25 +152,27 @@ class HubExecutor(InlineExecutor):
         self.fatal = (SystemExit, KeyboardInterrupt, GreenletExit)
         self._hub = hub
         self._turn = turn
+        self._stall: tuple[str, float] | None = None  # whose, and its seconds
         self._warned = False
 
     def run(self, batch: Batch) -> Outcome:
         turned = self._hub.loop.now()
         outcome = attempt(batch)
-        if outcome.seconds > HUB_STALL and not self._warned:
-            # The loop reads the clock once a turn: the same time means no turn.
-            if self._hub.loop.now() == turned:
-                self._warned = True
-                logger.warning(
-                    "%s: the inline handler kept the hub for %.2f s; no greenlet ran "
-                    "meanwhile. Use executor='threadpool', or a handler that "
-                    "cooperates",
-                    batch.collector.name,
-                    outcome.seconds,
-                )
+        # The loop reads the clock once a turn: the same time means no turn.
+        if outcome.seconds > HUB_STALL and self._hub.loop.now() == turned:
+            self._stall = batch.collector.name, outcome.seconds
         return outcome
 
     def rest(self) -> None:
+        if self._stall is not None and not self._warned:
+            self._warned = True
+            tell(
+                logger,
+                logging.WARNING,
+                "%s: the inline handler kept the hub for %.2f s; no greenlet ran "
+                "meanwhile. Use executor='threadpool', or a handler that cooperates",
+                *self._stall,
+            )
         self._turn()  # or a busy batcher would starve I/O
 
 

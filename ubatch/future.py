@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ubatch.errors import BackendError, Failure
+from ubatch.log import tell
 from ubatch.nesting import waiting_for
 from ubatch.options import SHORTEST_WAIT
 
@@ -72,9 +73,10 @@ class Future(Generic[S]):
         self._wait(timeout)
         if self._failure is None:
             return None
+        error = self._failure.own()
         if self._cancelled:
-            raise self._failure.own()
-        return self._failure.own()
+            raise error
+        return error
 
     def done(self) -> bool:
         """Tell whether result() would return or raise at once."""
@@ -114,7 +116,8 @@ class Future(Generic[S]):
                 fn(future)
             except BaseException:  # SystemExit too: it has no caller to end
                 name = self._batch.collector.name
-                logger.exception("%s: a done callback raised", name)
+                message = "%s: a done callback raised"
+                tell(logger, logging.ERROR, message, name, exc_info=True)
 
         def deferred(future: Future[S]) -> None:
             self._batch.collector.backend.defer(lambda: guarded(future))

@@ -19,6 +19,7 @@ from ubatch.errors import Stopped, UBatchError
 from ubatch.executors import ExecutorOption
 from ubatch.future import Future
 from ubatch.life import Life
+from ubatch.log import tell
 from ubatch.nesting import running_batch, wait_inside
 from ubatch.policy import LINGERS, Linger, Rules
 from ubatch.stats import Counters, Stats, nothing
@@ -342,13 +343,16 @@ class UBatch(Calls[T, S]):
         return collector
 
     def _introduce(self, collector: Collector, why: str) -> None:
-        logger.info(
+        tell(
+            logger,
+            logging.INFO,
             "%s: backend %s (%s), executor %s, workers %d",
             *(self.name, collector.backend.name, why),
             *(collector.executor_name(), self._workers),
         )
         if not self._life.started:
-            logger.warning("%s: called before start(), and waits for it", self.name)
+            message = "%s: called before start(), and waits for it"
+            tell(logger, logging.WARNING, message, self.name)
 
     def _held(self) -> Callable[..., Any] | None:
         """Return the handler for one batch, which keeps alive what it needs."""

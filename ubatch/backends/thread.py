@@ -36,8 +36,7 @@ class ThreadBackend:
 
     def __init__(self) -> None:
         self._callbacks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._starting = allocate_lock()  # of the thread that runs the callbacks
-        self._started = False
+        self._starting = allocate_lock()  # held once the callbacks have a thread
 
     def lock(self) -> AbstractContextManager[Any]:
         return threading.RLock()
@@ -76,12 +75,12 @@ class ThreadBackend:
 
     def defer(self, fn: Callable[[], object]) -> None:
         self._callbacks.put(fn)
-        if not self._started and self._starting.acquire(blocking=False):
+        if self._starting.acquire(blocking=False):
             try:
                 start_thread(self._run_callbacks)
-                self._started = True
-            finally:
+            except BaseException:  # whoever comes next may try
                 self._starting.release()
+                raise
 
     def _run_callbacks(self) -> None:
         while (fn := self._callbacks.get()) is not None:
