@@ -27,9 +27,10 @@ LAYERS = {
     "waiting": {"batch", "options", "policy"},
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "log", "nesting"},
+    "strands": {"batch", "errors", "executors", "log", "policy"},
     "collector": {
         *("batch", "errors", "executors", "future", "life", "log", "policy"),
-        *("process", "stats", "waiting"),
+        *("process", "stats", "strands", "waiting"),
     },
     "backends": {"backends.base", "backends.gevent", "errors"},
     "backends.base": set(),
@@ -53,6 +54,7 @@ LAYERS = {
 }
 ONLY_IN = {
     "gevent": {"backends.gevent", "executors"},
+    "greenlet": {"backends.gevent"},
     "threading": {"backends.thread"},
     "_thread": {"backends.native", "backends.thread"},
     "flask": set(),

@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float
     """How long the handler ran."""
+    some_failed: bool = False
+    """There are Failures among the answers."""
 
 
 class Executor(Protocol):
@@ -228,8 +230,8 @@ class FuturesExecutor:
             handler, (args, kwargs) = batch.handler, batch.inputs
             assert handler is not None  # as in _answer_inside()
             job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers = failures_apart(self._wait(job))
-            return Outcome(answers, None, monotonic() - began)
+            answers, some_failed = failures_apart(self._wait(job))
+            return Outcome(answers, None, monotonic() - began, some_failed)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
 
@@ -275,12 +277,12 @@ def attempt(batch: Batch) -> Outcome:
     is printed by the hub, and SystemExit there ends the main greenlet.
     """
     began = monotonic()
-    answers, failure = None, None
+    answers, failure, some_failed = None, None, False
     try:
-        answers = failures_apart(Context().run(_answer_inside, batch))
+        answers, some_failed = failures_apart(Context().run(_answer_inside, batch))
     except BaseException as error:
         failure = Failure(error)
-    return Outcome(answers, failure, monotonic() - began)
+    return Outcome(answers, failure, monotonic() - began, some_failed)
 
 
 def _answer_inside(batch: Batch) -> list[Any]:

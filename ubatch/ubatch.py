@@ -13,6 +13,7 @@ from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
 from ubatch.errors import BadBatchOutputSize as BadBatchOutputSize  # noqa: F401
+from ubatch.errors import Failure
 from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
 from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
@@ -20,7 +21,7 @@ from ubatch.executors import ExecutorOption
 from ubatch.future import Future
 from ubatch.life import Life
 from ubatch.log import tell
-from ubatch.nesting import running_batch, wait_inside
+from ubatch.nesting import running_batch, waiting_for
 from ubatch.policy import LINGERS, Linger, Rules
 from ubatch.stats import Counters, Stats, nothing
 
@@ -243,20 +244,23 @@ class UBatch(Calls[T, S]):
         collector = self._collector
         if collector is None or not collector.serves(self._life):
             collector = self._begin()
-        if collector.backend.is_foreign():
+        caller = collector.backend.caller()
+        if caller is None:
             return self._call_from_afar(args, kwargs, deadline)
-        batch, ticket = collector.join(args, kwargs, deadline)
+        batch = collector.join(caller, args, kwargs, deadline)
         try:
             if running_batch.get() is None:
-                batch.latch.wait(deadline)
+                told = collector.wait(batch, caller, deadline)
             else:
-                wait_inside(batch, deadline)
+                with waiting_for(batch):
+                    told = collector.wait(batch, caller, deadline)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
-            collector.leave(batch, ticket)
+            collector.leave(batch, caller)
             raise
-        if not batch.settled:
-            collector.expire(batch, ticket)
-        return batch.take(ticket)
+        answer = told[1]
+        if type(answer) is Failure:
+            raise answer.own()
+        return answer
 
     def _call_from_afar(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline

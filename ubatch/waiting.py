@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ubatch.batch import Batch, Shape
+from ubatch.batch import Batch, Caller, Shape
 from ubatch.options import SHORTEST_WAIT
 from ubatch.policy import TURN, Look, Reason, Rules, decide
 
@@ -54,12 +54,12 @@ class Waiting:
         for batch in self._batches:
             batch.observe_turn()
 
-    def expired(self, now: float) -> Iterator[tuple[Batch, float]]:
-        """Go through the tickets of the calls whose deadline has passed."""
+    def expired(self, now: float) -> Iterator[tuple[Batch, Caller]]:
+        """Go through the calls whose deadline has passed."""
         for batch in [batch for batch in self._batches if batch.deadlines]:
-            for ticket, deadline in list(batch.deadlines.items()):
+            for caller, (deadline, _) in list(batch.deadlines.items()):
                 if deadline <= now:
-                    yield batch, ticket
+                    yield batch, caller
 
     def choose(
         self, rules: Rules, now: float, stopping: bool
@@ -72,7 +72,7 @@ class Waiting:
         for batch in self._batches:
             look = Look(
                 size=len(batch.calls),
-                age=now - batch.oldest,
+                age=now - batch.opened,
                 quiet_turns=batch.quiet_turns,
                 growing=self.open.get(batch.shape) is batch,
                 stopping=stopping,
@@ -81,7 +81,7 @@ class Waiting:
             if reason is not None:
                 return (batch, reason), None
             if batch.deadlines and wait != TURN:
-                left = min(batch.deadlines.values()) - now
+                left = min(batch.deadlines.values())[0] - now
                 wait = min(wait, max(left, SHORTEST_WAIT))
             if look_again is None or wait < look_again:
                 look_again = wait

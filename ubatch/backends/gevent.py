@@ -12,11 +12,11 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager
 from contextvars import Context
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gevent
 from gevent import getcurrent, monkey
@@ -29,6 +29,7 @@ from gevent.hub import (  # type: ignore[attr-defined]
     get_thread_ident,
 )
 from gevent.lock import Semaphore
+from greenlet import greenlet
 
 from ubatch import process
 from ubatch.backends.thread import ThreadLatch
@@ -38,12 +39,21 @@ from ubatch.options import SHORTEST_WAIT
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Latch, Wake
-    from ubatch.batch import Batch
+    from ubatch.batch import Caller, Told
     from ubatch.executors import Executor, ExecutorOption
 
 
 LOOK_AFTER_OWNER = 1.0
 """Seconds between two looks of a waiting native thread for the hub it waits for."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIME_IS_UP = object()
+
+switch_to = greenlet.switch
+"""Park in favour of a hub. Its own ``switch()`` first asks for a ``switch_out`` hook,
+which only hubs have: 0.07 of 0.67 us, measured."""
 
 _local: Any = monkey.get_original("_thread", "_local")()
 
@@ -90,11 +100,39 @@ class GeventBackend:
     def mutex(self) -> AbstractContextManager[Any]:
         return Semaphore(1, self._hub)
 
-    def latch(self) -> Latch:
-        return AsyncResult()
+    def guarded(
+        self, fn: Callable[P, R], lock: AbstractContextManager[Any]
+    ) -> Callable[P, R]:
+        return fn
+
+    def caller(self) -> greenlet | None:
+        caller = getcurrent()
+        if caller.parent is self._hub or get_hub_if_exists() is self._hub:
+            return caller
+        return None
+
+    def park(self, caller: Caller, timeout: float | None) -> Told | None:
+        if timeout is not None:
+            return self._park_for(caller, timeout)
+        told = switch_to(self._hub)
+        if type(told) is not tuple or not told or told[0] is not caller:
+            raise _resumed_by_others(told)
+        return told
+
+    def _park_for(self, caller: Any, timeout: float) -> Told | None:
+        timer = self._hub.loop.timer(max(timeout, SHORTEST_WAIT))
+        timer.start(caller.switch, (caller, TIME_IS_UP), update=True)
+        try:
+            told = self.park(caller, None)
+        finally:
+            timer.close()
+        return None if told is None or told[1] is TIME_IS_UP else told
+
+    def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
+        self._hub.loop.run_callback(_resume, iter(told), gone)
 
     def latch_here(self) -> Latch:
-        return ForeignLatch(self) if self.is_foreign() else self.latch()
+        return ForeignLatch(self) if self.is_foreign() else AsyncResult()
 
     def wake(self) -> Wake:
         return GeventWake(self._hub)
@@ -163,10 +201,8 @@ class GeventBackend:
         ended = self._owner is not None and self._owner() is None
         return self._hub.loop is not None and not ended
 
-    def future(
-        self, batch: Batch, ticket: float, deadline: float | None
-    ) -> Future[Any]:
-        return GeventFuture(batch, ticket, deadline)
+    def future(self) -> Future[Any]:
+        return GeventFuture()
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         from ubatch.executors import for_gevent
@@ -271,6 +307,23 @@ class ForeignLatch(ThreadLatch):
             if not self._backend.alive():
                 raise _gone()
         return True
+
+
+def _resume(told: Iterator[Told], gone: Set[Caller]) -> None:
+    """Switch to one greenlet after the other; runs in the hub."""
+    try:
+        for one in told:
+            if one[0] not in gone:
+                one[0].switch(one)  # type: ignore[attr-defined]  # a greenlet
+    except BaseException:  # a bare greenlet's own, which its parent gets: the hub
+        get_hub().loop.run_callback(_resume, told, gone)
+        raise
+
+
+def _resumed_by_others(told: Any) -> BackendError:
+    return BackendError(
+        f"somebody else switched to a greenlet that waits for its result, with {told!r}"
+    )
 
 
 class GeventFuture(Future[Any]):
