@@ -24,10 +24,11 @@ LAYERS = {
     "nesting": {"errors"},
     "batch": {"errors"},
     "life": {"process"},
-    "waiting": {"batch", "options", "policy"},
+    "waiting": {"batch", "policy"},
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "log", "nesting"},
-    "strands": {"batch", "errors", "executors", "log", "policy"},
+    "pace": {"policy"},
+    "strands": {"batch", "errors", "executors", "log", "pace", "policy"},
     "collector": {
         *("batch", "errors", "executors", "future", "life", "log", "policy"),
         *("process", "stats", "strands", "waiting"),
@@ -44,7 +45,7 @@ LAYERS = {
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),
-        *("life", "log", "nesting", "options", "policy", "stats"),
+        *("life", "log", "nesting", "options", "policy", "process", "stats"),
     },
     "decorators": {
         *("backends", "calls", "executors", "future", "options", "policy", "stats"),

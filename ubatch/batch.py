@@ -50,6 +50,7 @@ class Batch:
         "blocked_on",
         "handler",
         "opened",
+        "began",
         "arrived",
         "quiet_turns",
         "size",
@@ -73,6 +74,7 @@ class Batch:
         self.blocked_on: Batch | None = None  # what its handler waits for, if it does
         self.handler = handler  # it, and all it needs, lives until this is settled
         self.opened = now
+        self.began = now  # when it was closed
         self.arrived = 0.0  # times of arrival, less times of leaving, summed
         self.quiet_turns = 0
         self.size = 0  # calls that the handler gets
@@ -92,9 +94,10 @@ class Batch:
             self._arrived_seen = self.arrived
             self.quiet_turns = 0
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
         """Freeze what the handler gets; who leaves from now on runs for nothing."""
         self.running = True
+        self.began = now
         self.size = len(self.calls)
         self._callers = list(self.calls)
         items = list(self.calls.values())
@@ -172,6 +175,8 @@ def failures_apart(answers: list[Any]) -> tuple[list[Any], bool]:
 
 
 def _one_per_call(outputs: Any, size: int) -> list[Any]:
+    if type(outputs) is list and len(outputs) == size:
+        return outputs[:]  # it may be the handler's own, to be used again
     wanted = "return a sequence with one result per call, such as a list or an array"
     kind = type(outputs).__name__
     if isinstance(outputs, (str, bytes, bytearray, Mapping, set, frozenset)):

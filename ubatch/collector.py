@@ -63,9 +63,11 @@ class Collector:
         self.counters = counters
         self.epoch = process.epoch
         self.finalizer: finalize[..., Any]  # runs when the batcher is forgotten
+        self.newest = 0.0  # when the last call came
         self.ended = False  # its life is closed, and nothing of it runs any more
         self.lock = counters.lock
         self.waiting = Waiting()
+        self.caller, self.park = backend.caller, backend.park
         self.join = backend.guarded(self._join, self.lock)
         self._max_size = rules.max_size
         self._max_pending = max_pending
@@ -101,14 +103,18 @@ class Collector:
             raise self._full()
         now = monotonic()
         batch = self.waiting.open.get(shape)
-        if batch is None or not self._strands.hired:
-            batch = self._open_batch(shape, now, batch)
+        if batch is None:
+            batch = self._open_batch(shape, now)
+        self.newest = now
         batch.arrived += now
         calls = batch.calls
         calls[caller] = item
         counters.pending += 1
         if deadline is not None:
             batch.deadlines[caller] = now + deadline, deadline
+            if now + deadline < self.waiting.soonest:
+                self.waiting.soonest = now + deadline
+                self._strands.look()
         if len(calls) >= self._max_size:
             del self.waiting.open[shape]
             self._strands.look()
@@ -153,9 +159,8 @@ class Collector:
 
     def expire_due(self, now: float) -> list[Ended]:
         """End the waiting calls whose deadline has passed; tell() them then."""
-        return [
-            self._expire(batch, caller) for batch, caller in self.waiting.expired(now)
-        ]
+        due = self.waiting.expired(now) if now >= self.waiting.soonest else ()
+        return [self._expire(batch, caller) for batch, caller in due]
 
     def cancel(self, future: Future[Any]) -> bool:
         """Take a call out for good, if no worker has it."""
@@ -189,7 +194,13 @@ class Collector:
             handler = self._handler()
             for batch in self.waiting:
                 batch.handler = handler
-            self._strands.hire_if_short()
+            try:
+                self._strands.hire_if_short()
+            except BackendError as error:
+                left, failure = self.waiting.take_all(), error
+            else:
+                return
+        self.fail(left, failure)
 
     def begin_stop(self) -> None:
         """Run what was accepted, then end; the life is closed."""
@@ -291,14 +302,12 @@ class Collector:
 
     # What all of them use.
 
-    def _open_batch(self, shape: Shape, now: float, batch: Batch | None) -> Batch:
-        """Return the open batch of a shape, with a strand that will run it."""
+    def _open_batch(self, shape: Shape, now: float) -> Batch:
         self._strands.hire_if_short(coming=True)
-        if batch is None:
-            handler = self._handler() if self.life.started else None  # or begin() does
-            batch = Batch(self, shape, handler, now)
-            self.waiting.add(batch)
-            self._strands.look()
+        handler = self._handler() if self.life.started else None  # or begin() sets it
+        batch = Batch(self, shape, handler, now)
+        self.waiting.add(batch)
+        self._strands.look()
         return batch
 
     def _expire(self, batch: Batch, caller: Caller) -> Ended:

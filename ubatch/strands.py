@@ -7,6 +7,7 @@ hands its outcome back; there is one for each worker.
 from __future__ import annotations
 
 import logging
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from ubatch.batch import Batch
 from ubatch.errors import BackendError, Failure, HandlerExit
 from ubatch.executors import Executor, Outcome
 from ubatch.log import tell
-from ubatch.policy import TURN, Rules
+from ubatch.pace import Observer
+from ubatch.policy import TURN, Pace, Rules
 
 if TYPE_CHECKING:
     from ubatch.collector import Collector
@@ -39,6 +41,7 @@ class Strands:
         self._workers = workers
         self._rules = rules
         self._executor = executor
+        self._observer = Observer() if rules.linger == "adaptive" else None
         self._collector = collector
         self._lock = collector.lock
         self._turnstile = collector.backend.mutex()  # one at a time looks for a batch
@@ -78,17 +81,20 @@ class Strands:
 
     def _work(self) -> None:
         """Run batches until the life is closed; the life of one strand."""
-        while self._run_one():
-            self._executor.rest()
+        tired = False
+        while self._run_one(tired):
+            tired = self._executor.rest()
 
-    def _run_one(self) -> bool:
+    def _run_one(self, tired: bool) -> bool:
         """Wait for a batch and run it; False when there will be none.
+
+        Where one is *tired*, others have a turn before a batch is closed.
 
         A function of its own, so that an idle strand holds nothing of its last
         batch.
         """
         with self._turnstile:
-            batch = self._next()
+            batch = self._next(tired)
         if batch is None:
             return False
         failure = self._run(batch)
@@ -100,7 +106,7 @@ class Strands:
                     raise cause
         return True
 
-    def _next(self) -> Batch | None:
+    def _next(self, tired: bool) -> Batch | None:
         """Wait until a batch should close, and close it; None to end."""
         collector = self._collector
         waiting = collector.waiting
@@ -117,29 +123,49 @@ class Strands:
             if batch is not None or end:
                 return batch
             if look_again == TURN:
-                collector.backend.turn(self._news)
-                with self._lock:
-                    waiting.observe_turn()
+                self._turn()
             else:
-                self._news.wait(look_again)
+                self._news.wait(None if look_again == inf else look_again)
         return None
 
-    def _close_one(self, now: float) -> tuple[Batch | None, float | None]:
+    def _turn(self) -> None:
+        self._collector.backend.turn(self._news)
+        with self._lock:
+            self._collector.waiting.observe_turn()
+
+    def _close_one(self, now: float) -> tuple[Batch | None, float]:
         """Close the first batch that should be; else say when to look again."""
         collector = self._collector
-        closed = collector.life.closed
-        chosen, look_again = collector.waiting.choose(self._rules, now, closed)
-        if chosen is None:
-            return None, look_again
-        batch, reason = chosen
+        batch, decision = collector.waiting.choose(
+            self._rules, now, collector.life.closed, self._pace
+        )
+        if batch is None or decision.reason is None:
+            return None, max(decision.look_again, TURN)
         collector.waiting.remove(batch)
         self.running.add(batch)
         self._free -= 1
         size = len(batch.calls)
-        collector.counters.closed(size, reason.value, batch.queued(now))
-        batch.begin()
+        collector.counters.closed(size, decision.reason, batch.queued(now))
+        batch.begin(now)
         self.hire_if_short()
-        return batch, None
+        return batch, TURN
+
+    def _pace(self, now: float) -> Pace | None:
+        """Note what came; return what is known of the callers and the handler."""
+        if self._observer is None:
+            return None
+        collector = self._collector
+        joined = collector.counters.accepted()
+        self._observer.look(joined, collector.newest)
+        return self._observer.pace(joined, now, self._executor.overlaps)
+
+    def _observe(self, batch: Batch) -> None:
+        """Note that a batch's answers are about to go out."""
+        if self._observer is not None:
+            collector, now = self._collector, monotonic()
+            joined, newest = collector.counters.accepted(), collector.newest
+            self._observer.look(joined, newest)
+            self._observer.outcome(batch.size, now - batch.began, joined, newest, now)
 
     def _run(self, batch: Batch) -> Failure | None:
         """Have the handler run a closed batch, and hand its outcome out."""
@@ -152,6 +178,7 @@ class Strands:
                 with self._lock:
                     self.running.discard(batch)
                     self._free += 1
+                    self._observe(batch)
                 collector.settle(batch, outcome)
         return outcome.failure
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, Protocol, TypeVar
 
-from ubatch import backends, executors, options
+from ubatch import backends, executors, options, process
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
@@ -65,9 +65,10 @@ class UBatch(Calls[T, S]):
             ``gevent.threadpool.ThreadPool``, which stay yours to close. On threads
             the first and the third are the same: the batcher's own threads.
         workers: Batches that may run at once; at least 1.
-        linger: ``"settle"``: go as soon as arrivals have settled. ``"full"``: wait
-            out *timeout*, for handlers whose calls cost. ``"now"``: go with what is
-            there.
+        linger: ``"adaptive"``: wait for as many as it pays to wait for, by what is
+            observed of the callers and the handler. ``"settle"``: go as soon as
+            arrivals have settled. ``"full"``: wait out *timeout*, for handlers whose
+            calls cost. ``"now"``: go with what is there.
         max_pending: Calls that may wait; the next one is refused with QueueFull.
             None for no limit.
         deadline: Seconds from a call to its answer, after which it is answered with
@@ -89,7 +90,7 @@ class UBatch(Calls[T, S]):
         backend: BackendName = "auto",
         executor: ExecutorOption = "threadpool",
         workers: int = 1,
-        linger: Linger = "settle",
+        linger: Linger = "adaptive",
         max_pending: int | None = None,
         deadline: float | None = None,
         name: str | None = None,
@@ -242,18 +243,25 @@ class UBatch(Calls[T, S]):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
     ) -> Any:
         collector = self._collector
-        if collector is None or not collector.serves(self._life):
+        # Collector.serves(), without the call: 0.03 of 1.5 us.
+        if (
+            collector is None
+            or collector.life is not self._life
+            or collector.epoch is not process.epoch
+        ):
             collector = self._begin()
-        caller = collector.backend.caller()
+        caller = collector.caller()
         if caller is None:
             return self._call_from_afar(args, kwargs, deadline)
         batch = collector.join(caller, args, kwargs, deadline)
         try:
-            if running_batch.get() is None:
-                told = collector.wait(batch, caller, deadline)
-            else:
+            if running_batch.get() is not None:
                 with waiting_for(batch):
                     told = collector.wait(batch, caller, deadline)
+            elif deadline is not None:
+                told = collector.wait(batch, caller, deadline)
+            else:
+                told = collector.park(caller, None)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
             collector.leave(batch, caller)
             raise

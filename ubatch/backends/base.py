@@ -84,7 +84,10 @@ class Backend(Protocol):
         """Return a wake."""
 
     def turn(self, wake: Wake) -> None:
-        """Let what is ready run, once; a set *wake* may cut it short."""
+        """Let all run who are ready, once; a set *wake* may cut it short."""
+
+    def breathe(self) -> None:
+        """Let those run who wait for this strand to go on; cheaper than a turn."""
 
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]

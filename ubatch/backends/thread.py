@@ -81,6 +81,9 @@ class ThreadBackend:
     def turn(self, wake: Wake) -> None:
         wake.wait(QUIET_GAP)
 
+    def breathe(self) -> None:
+        pass
+
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
     ) -> None:
