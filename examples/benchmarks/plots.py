@@ -59,3 +59,28 @@ def finish(axes: Any) -> None:
         axes.legend(
             loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8
         )
+
+
+def bars(axes: Any, result: Result, key: str, metric: str, scale: float = 1.0) -> None:
+    """Draw a metric as bars, a row for each system, a hatch for each value of *key*.
+
+    Values of 0 and less are drawn at the axis: it may be logarithmic.
+    """
+    systems, values = result.systems(), result.values(key)
+    height = 0.8 / max(1, len(values))
+    for place, value in enumerate(values):
+        for row, system in enumerate(systems):
+            found = result.median(system, metric, **{key: value})
+            if found is None:
+                continue
+            where, width = row + (place - (len(values) - 1) / 2) * height, found * scale
+            colour = style(system)["color"]
+            fade = 1.0 - 0.45 * place / max(1, len(values) - 1)
+            axes.barh(where, max(0.0, width), height, color=colour, alpha=fade)
+            text = f" {value} {width:.3g}"
+            axes.text(max(width, 0.0), where, text, va="center", fontsize=7)
+    axes.set_yticks(range(len(systems)), systems)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    finish(axes)
+    axes.grid(False, axis="y")

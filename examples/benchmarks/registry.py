@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from results import Aim, Result
     from systems import System
 
-NAMES = ("cost",)
+NAMES = (
+    "cost",
+    "lone",
+    "growth",
+)
+"""In the order of the report."""
 
 Cell = Mapping[str, Any]
 Metrics = Mapping[str, "float | None"]

@@ -96,9 +96,11 @@ def _conditions(result: Result) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in data["versions"].items())
     before, after = load_average["before"][0], load_average["after"][0]
     lines = [
-        f"Medians of {data['repeats']} repeats (min-max), {data['date']}; {versions}.",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; load average "
-        f"{before:.1f} before, {after:.1f} after; {data['seconds']:.0f} s in all.",
+        f"Medians of {data['repeats']} repeats (min-max), {data['date']}.",
+        f"{versions}.",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}.",
+        f"Load average {before:.1f} before, {after:.1f} after; "
+        f"{data['seconds']:.0f} s in all.",
     ]
     if data["quick"]:
         lines.append("A quick try-out: these figures mean little.")

@@ -83,6 +83,8 @@ class Result:
         found, cell = self.metric(system, name, **keys), self.cell(system, **keys)
         if found:
             low, middle, high = (found[k] * scale for k in ("min", "median", "max"))
+            if low == high:
+                return brief(middle)
             return f"{brief(middle)} ({brief(low)}-{brief(high)})"
         if cell is None:
             return EMPTY
