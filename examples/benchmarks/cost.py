@@ -147,7 +147,7 @@ BENCHMARK = Benchmark(
     table=show,
     plot=plot,
     aims=aims,
-    full={"callers": [1, 10, 100, 1000, 10_000], "seconds": 0.35, "warm_up": 0.1},
+    full={"callers": [1, 10, 100, 1000, 10_000], "seconds": 0.3, "warm_up": 0.1},
     quick={"callers": [1, 100], "seconds": 0.05, "warm_up": 0.02},
 )
 

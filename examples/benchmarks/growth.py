@@ -26,6 +26,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import plots
@@ -56,28 +57,34 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
 def measure(system: System, cell: Cell, parameters: Cell) -> Metrics:
     """Return bytes and CPU times per call, and those of the bare greenlets."""
     made = Greenlets if cell["how"] == "ubatch" else Futures
-    calls = cell["waiting"]
+    calls, enough = cell["waiting"], parameters["calls"]
 
-    def ours() -> Parked:
+    def ours(calls: int = calls) -> Parked:
         return made(system, cell["max_size"], calls)
 
-    with made(system, cell["max_size"], 10) as parked:  # what only the first one makes
+    with ours(10) as parked:  # for what only the first one makes
         parked.join()
         parked.settle()
     metrics = {"bytes": _bytes(ours, calls)}
-    metrics["join_us"], metrics["settle_us"] = _cpu(ours, calls, parameters["calls"])
+    metrics["join_us"], metrics["settle_us"] = _cpu(ours, calls, enough)
     if cell["how"] == "ubatch":
-
-        def bare() -> Parked:
-            return Bare(calls)
-
-        metrics["bare_bytes"] = _bytes(bare, calls)
+        metrics |= _bare(calls, enough)
         metrics["bytes"] -= metrics["bare_bytes"]
-        waiting = _bytes(lambda: Waiters(calls), calls)
-        metrics["waiter_bytes"] = waiting - metrics["bare_bytes"]
-        found = _cpu(bare, calls, parameters["calls"])
-        metrics["bare_join_us"], metrics["bare_settle_us"] = found
     return metrics
+
+
+@cache
+def _bare(calls: int, enough: int) -> dict[str, float]:
+    """Return the figures of greenlets that ask nobody; once in a process."""
+    bare = _bytes(lambda: Bare(calls), calls)
+    waiting = _bytes(lambda: Waiters(calls), calls)
+    join, settle = _cpu(lambda: Bare(calls), calls, enough)
+    return {
+        "waiter_bytes": waiting - bare,
+        "bare_bytes": bare,
+        "bare_join_us": join,
+        "bare_settle_us": settle,
+    }
 
 
 def _bytes(make: Callable[[], Parked], calls: int) -> float:
@@ -180,12 +187,14 @@ def plot(result: Result, figure: Figure) -> None:
             cpu_at[n] = _own_cpu(result, system, n, keys)
         left.plot(*_known(bytes_at), **shown)
         right.plot(*_known(cpu_at), label=_title(system, how, size), **shown)
+    right.set_yscale("log")
     for axes, label in (left, "bytes per waiting call"), (
         right,
         "own CPU, µs per call",
     ):
         plots.finish(axes)
-        axes.set(xscale="log", xlabel="calls waiting", ylabel=label, ylim=(0, None))
+        axes.set(xscale="log", xlabel="calls waiting", ylabel=label)
+    left.set_ylim(0, None)
     figure.suptitle("What a waiting call costs")
     right.get_legend().remove()
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -205,6 +214,7 @@ BENCHMARK = Benchmark(
     table=show,
     plot=plot,
     aims=aims,
+    most_repeats=3,
     full={"waiting": [10, 100, 1000, 10_000, 100_000], "calls": 2000},
     quick={"waiting": [10, 1000], "calls": 100},
 )

@@ -52,6 +52,7 @@ def measure(
     benchmark: Benchmark, systems: Sequence[System], repeats: int, quick: bool = False
 ) -> Result:
     """Run a benchmark and return its result. Takes minutes."""
+    repeats = min(repeats, benchmark.most_repeats)
     parameters = {**benchmark.full, **(benchmark.quick if quick else {})}
     started, load_before, seen = time.time(), os.getloadavg(), Seen()
     pythons, missing = _pythons(benchmark, systems)

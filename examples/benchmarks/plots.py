@@ -20,6 +20,7 @@ COLOURS = {
     "ray-serve": ("#0077b6",),
     "bentoml": ("#b5179e",),
 }
+DASHES = ("--", "-.", ":", (0, (6, 1)), (0, (1, 1)))
 
 
 def style(system: str) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def style(system: str) -> dict[str, Any]:
     return {
         "color": shades[place % len(shades)],
         "linewidth": 2.4 if kind == "ours" else 1.2,
-        "linestyle": "--" if kind == "floor" else "-",
+        "linestyle": DASHES[place % len(DASHES)] if kind == "floor" else "-",
         "zorder": 3 if kind == "ours" else 2,
     }
 

@@ -56,6 +56,8 @@ class Benchmark:
     """The parameters of a real run."""
     quick: Cell = field(default_factory=dict)
     """What ``--quick`` changes in them: a try-out, whose figures mean little."""
+    most_repeats: int = 1000
+    """However many are asked for: where a run is long and its figures are steady."""
     limit: float = 120.0
     """Seconds after which a child is ended, and what it did not measure is failed."""
     requirements: Sequence[str] = ()
