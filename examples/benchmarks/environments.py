@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -66,25 +67,27 @@ def variables(environment: Environment | None) -> dict[str, str]:
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("UBATCH_", "RAY_"))
     }
-    kept.pop("PYTHONPATH", None)
+    more = kept.pop("PYTHONPATH", "")
     if environment is None:
-        kept["PYTHONPATH"] = str(ROOT)
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), more]))
     return kept
 
 
 def _made(environment: Environment, requirements: list[str]) -> str:
     folder = FOLDER / environment.name
     python, stamp = folder / "bin" / "python", folder / "holds.json"
-    wanted = [_held(requirement) for requirement in requirements]
+    base = f"python=={platform.python_version()}"
     holds = json.loads(stamp.read_text()) if stamp.exists() else []
-    if not set(wanted) <= set(holds):
-        print(f"making {folder.relative_to(ROOT)} (once) ...", file=sys.stderr)
-        if not python.exists():
-            _run([sys.executable, "-m", "venv", str(folder)])
+    wanted = [_held(requirement) for requirement in requirements]
+    if not {base, *wanted} <= set(holds):
+        print(f"making .bench/{environment.name} (once) ...", file=sys.stderr)
+        if base not in holds:  # another Python, or left half made
+            holds = []
+            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
         pip = [str(python), "-m", "pip", "install", "-q", "--no-input"]
         _run([*pip, "--disable-pip-version-check", *wanted])
         _run([str(python), "-c", f"import {environment.imports}"])
-        stamp.write_text(json.dumps(sorted({*holds, *wanted})))
+        stamp.write_text(json.dumps(sorted({*holds, base, *wanted})))
     return str(python)
 
 
@@ -106,7 +109,9 @@ def _run(command: list[str]) -> None:
     except subprocess.TimeoutExpired:
         raise Missing(f"not installed within {PATIENCE:.0f} s") from None
     if done.returncode:
-        raise Missing(last_line(done.stderr) or f"exit status {done.returncode}")
+        errors = [x for x in done.stderr.splitlines() if x.startswith("ERROR")]
+        said = last_line("\n".join(errors) or done.stderr)
+        raise Missing(said or f"exit status {done.returncode}")
 
 
 def last_line(text: str) -> str:

@@ -58,7 +58,7 @@ def measure(
     pythons, missing = _pythons(benchmark, systems)
     able = [system for system in systems if system.name in pythons]
     turns = [system for n in range(repeats) for system in _rotated(able, n)]
-    with tqdm(turns, desc=benchmark.name, unit="run", dynamic_ncols=True) as bar:
+    with tqdm(turns, desc=benchmark.name, unit="run", disable=None) as bar:
         for system in bar:
             bar.set_postfix_str(system.name)
             _run(benchmark, system, pythons[system.name], parameters, seen)
