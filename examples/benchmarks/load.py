@@ -140,7 +140,7 @@ async def _closed_loop_asyncio(
         await asyncio.sleep(warm_up)
         while not all(load.counts) and load.on and time.perf_counter() < deadline:
             await asyncio.sleep(0.01)
-            begin = Mark.now(load)
+        begin = Mark.now(load)
         await asyncio.sleep(seconds)
         end = Mark.now(load)
         load.on = False

@@ -86,7 +86,7 @@ class Result:
         spread: bool = True,
         **keys: Any,
     ) -> str:
-        """A cell of a table: ``median (min-max)``, or why there is none.
+        """A cell of a table: ``median (min-max)``, or that there is none.
 
         Args:
             scale: What the figures are multiplied with, to change their unit.
@@ -103,7 +103,7 @@ class Result:
         calls = cell.get("metrics", {}).get("calls_per_second")
         if calls and calls["median"] == 0:
             return "0 calls"
-        return f"failed: {cell.get('failed', 'no figure')}"
+        return "failed" if "failed" in cell else "no figure"
 
 
 def _flat(cell: dict[str, Any]) -> Any:
