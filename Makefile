@@ -5,6 +5,9 @@ PORT ?= 8000
 WORKERS ?= 1
 HOST = 127.0.0.1
 N = 20
+# Which benchmarks make bench runs, and how: make bench NAME='cost lone' REPEATS=3
+NAME =
+REPEATS = 5
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
@@ -12,6 +15,7 @@ SELECT = concurrency and not timing
 
 PY := .venv/bin/python
 DIGITS := examples/digits
+BENCH := examples/benchmarks
 URL = http://$(HOST):$(PORT)
 # The 64 pixels of sample 3 of the data set, row by row, 0 for paper to 16 for ink.
 THREE := 0,0,7,15,13,1,0,0,0,8,13,6,15,4,0,0,0,2,1,13,13,0,0,0,0,0,2,15,11,1,0,0,0,0,0,1,12,12,1,0,0,0,0,0,1,10,8,0,0,0,8,4,5,14,9,0,0,0,7,13,13,9,0,0
@@ -22,8 +26,8 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run test check format stress dist clean
-.PHONY: port-free legs venv-examples venv-test venv-dev
+.PHONY: help run test check format stress bench dist clean
+.PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -68,13 +72,16 @@ stress: venv-test  ## run the concurrency tests N=20 times, both legs, with ever
 	    passed=$$((passed + 1)); echo "stress: $$passed of $(N) rounds passed: $$(tail -1 $$log)"; \
 	done
 
+bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
+	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)
+
 dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an empty environment
 	@rm -rf dist
 	@echo "building ..."; log=$$($(PY) -m build 2>&1) || { echo "$$log"; exit 1; }
 	@$(PY) .ci/check_dist.py dist
 
 clean:  ## remove everything that make made
-	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
+	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
 	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
 
 legs:
@@ -88,8 +95,8 @@ port-free:
 
 # .venv/made-for: the Python and the directory; another of either, and it is made afresh.
 # .venv/has-EXTRA: that extra of setup.cfg is installed; an edited setup.cfg is newer.
-# dev holds test, and test holds examples.
-venv-examples venv-test venv-dev: venv-%:
+# dev holds test, which holds bench, which holds examples.
+venv-examples venv-bench venv-test venv-dev: venv-%:
 	@set -e; \
 	command -v '$(PYTHON)' >/dev/null || { \
 	    echo "no $(PYTHON) here: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -102,8 +109,9 @@ venv-examples venv-test venv-dev: venv-%:
 	    echo "installing ubatch[$*] into .venv (a minute, once) ..."; \
 	    $(PY) -m pip install -qq --disable-pip-version-check --no-input --use-pep517 -e '.[$*]'; \
 	    case $* in \
-	        dev) touch .venv/has-examples .venv/has-test .venv/has-dev;; \
-	        test) touch .venv/has-examples .venv/has-test;; \
+	        dev) touch .venv/has-examples .venv/has-bench .venv/has-test .venv/has-dev;; \
+	        test) touch .venv/has-examples .venv/has-bench .venv/has-test;; \
+	        bench) touch .venv/has-examples .venv/has-bench;; \
 	        *) touch .venv/has-$*;; \
 	    esac; \
 	fi

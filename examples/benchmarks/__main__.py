@@ -1,0 +1,5 @@
+"""Run ``python examples/benchmarks [NAME ...]``: measure, then report."""
+
+from cli import main
+
+main()
