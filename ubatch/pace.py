@@ -24,12 +24,22 @@ class Observer:
     callers can call again, and what came since is the wave that it set off.
     """
 
-    __slots__ = ("_cost", "_gap", "_lag", "_told", "_outcome", "_joined", "_first")
+    __slots__ = (
+        "_cost",
+        "_gap",
+        "_lag",
+        "_usual",
+        "_told",
+        "_outcome",
+        "_joined",
+        "_first",
+    )
 
     def __init__(self) -> None:
         self._cost = Cost()
         self._gap: float | None = None
         self._lag: float | None = None
+        self._usual: float | None = None
         self._told = 0
         self._outcome: float | None = None
         self._joined = 0  # calls until then, in all
@@ -52,6 +62,7 @@ class Observer:
         self._cost.add(told, seconds)
         came = joined - self._joined
         if self._outcome is not None and self._first is not None and came:
+            self._usual = _follow(self._usual, came)
             self._lag = _follow(self._lag, max(0.0, self._first - self._outcome))
             if came > 1:
                 self._gap = _follow(self._gap, (newest - self._first) / (came - 1))
@@ -62,14 +73,15 @@ class Observer:
 
     def pace(self, joined: int, now: float, overlaps: bool) -> Pace | None:
         """Return what is known; None before there is enough of it."""
-        if self._gap is None or self._lag is None or self._outcome is None:
+        if self._lag is None or self._usual is None or self._outcome is None:
             return None
         return Pace(
-            self._gap,
+            self._gap or 0.0,  # before the first wave, no call has to wait for one
             self._lag,
             self._cost.fixed(),
             self._told,
             max(0, self._told - (joined - self._joined)),
+            self._usual,
             now - self._outcome,
             overlaps,
         )

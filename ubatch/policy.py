@@ -18,6 +18,9 @@ Reason = Literal["full", "timeout", "settled", "now", "stop"]
 TURN = 0.0
 """Look again after one turn of the backend: when all that was ready has run."""
 
+ALONE = 1.5
+"""Calls between two outcomes, on average, below which a call expects no company."""
+
 PATIENCE = 2.0
 """How many times as long as expected one waits for callers to come back."""
 
@@ -44,6 +47,8 @@ class Pace(NamedTuple):
     """Calls that the last outcome answered."""
     missing: int
     """As many of their callers as have not called again."""
+    usual: float
+    """Calls that come between one outcome and the next."""
     since: float
     """The time since that outcome."""
     overlaps: bool
@@ -125,11 +130,14 @@ def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
     nothing overlaps: the next call costs ``gap`` to wait for, and an extra batch
     later if one does not; half of it, as whoever is here waits too.
 
+    A call that is usually alone, and that nobody is missing from, waits for nobody.
     Once arrivals have settled, it waits on only for callers who are missing but not
     overdue, at the same price. That waiting for what it might save never costs more
     than twice the best is the rule for renting skis (Karlin, Manasse, Rudolph and
     Sleator, Competitive snoopy caching, 1988).
     """
+    if look.size == 1 and not pace.missing and pace.usual < ALONE:
+        return CLOSE["settled"]
     wave = pace.gap * (look.size + pace.missing)
     if (wave if pace.overlaps else 2 * pace.gap) >= pace.fixed:
         return CLOSE["now"]

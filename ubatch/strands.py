@@ -110,9 +110,13 @@ class Strands:
         """Wait until a batch should close, and close it; None to end."""
         collector = self._collector
         waiting = collector.waiting
-        while (
-            not collector.inherited()
-        ):  # a greenlet survives a fork; it must not go on
+        if waiting:  # who was just answered may call again before anything is closed
+            collector.backend.breathe()
+        # A greenlet survives a fork, and must not go on in the child.
+        while not collector.inherited():
+            if tired and waiting:
+                self._turn()
+                tired = False
             with self._lock:
                 now = monotonic()
                 expired = collector.expire_due(now)
