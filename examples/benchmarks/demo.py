@@ -109,7 +109,7 @@ def _drive(server: Gunicorn, way: Way, users: int, seconds: float) -> Seen:
 
 
 def _child(command: list[str], env: dict[str, str]) -> str:
-    """Run a child which the terminal's Ctrl-C does not reach, and which ends with us."""
+    """Run a child that the terminal's Ctrl-C does not reach, and that ends with us."""
     child = subprocess.Popen(
         command,
         env=env,

@@ -39,15 +39,15 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
     if system.world == "thread" and system.name != UNBATCHED:
         return _levels("forest", parameters["threads_connections"], worker="gthread")
     found: list[Cell] = []
+    many = parameters["many_connections"]
     for model in parameters["models"]:
         found += _levels(model, parameters[LEVELS[model]])
-        if system.name == UNBATCHED and model == "forest":
-            many = parameters["many_connections"]
-            found += _levels(model, many, route="/echo")
+        if system.name in (POOL, INLINE) and model == "forest":
+            found += _levels(model, many, linger="now")
         if system.name == UNBATCHED:
             found += [_cell(model, 1, route="/handler/64")]
-        if system.name in (POOL, INLINE):
-            found += _levels(model, parameters["many_connections"], linger="now")
+        if system.name == UNBATCHED and model == "forest":
+            found += _levels(model, many, route="/echo")
     if system.name == UNBATCHED:
         few = parameters["threads_connections"]
         found += _levels("forest", few, worker="gthread")

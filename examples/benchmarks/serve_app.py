@@ -87,8 +87,14 @@ def predict() -> dict[str, int]:
 
 @app.post("/echo")
 def echo() -> dict[str, int]:
-    """Do all that /predict does, but for the model: the ceiling."""
-    return {"digit": len(read_picture()) - MAX_SIZE}
+    """Do all that /predict does, but for the model: the ceiling.
+
+    It gives way once, as whoever waits for a batch does. A greenlet that never waits
+    would have gunicorn serve the same few connections again and again.
+    """
+    picture = read_picture()
+    time.sleep(0)
+    return {"digit": len(picture) - MAX_SIZE}
 
 
 @app.get("/stats")

@@ -124,7 +124,9 @@ def _bounds_text(result: Result, model: str) -> str:
 def plot(result: Result, figure: Figure) -> None:
     """Draw requests/s and p99 over connections, for each model, under gevent."""
     models = result.values("model")
-    grid: Any = figure.subplots(2, len(models), squeeze=False, sharex="col")
+    grid: Any = figure.subplots(
+        2, len(models), squeeze=False, sharex="col", sharey="row"
+    )
     for column, model in enumerate(models):
         rates, waits = grid[0][column], grid[1][column]
         _lines(rates, result, model, "requests_per_second", 1.0)
@@ -137,6 +139,8 @@ def plot(result: Result, figure: Figure) -> None:
         waits.set(xscale="log", yscale="log", xlabel="connections")
         waits.set_xticks(levels, [str(level) for level in levels])
         waits.minorticks_off()
+        for axis in rates.yaxis, waits.yaxis:
+            axis.set_major_formatter("{x:,.0f}")
         if column == 0:
             rates.set_ylabel("requests/s (dotted: bound)")
             waits.set_ylabel("p99, ms")
