@@ -277,7 +277,7 @@ def test_killing_the_collector_fails_who_waits_and_the_next_call_works(
     hub: World, busy: bool
 ) -> None:
     """A dead collector is impossible to miss, and is replaced."""
-    from ubatch.collector import Collector
+    from ubatch.strands import Strands
 
     def strands() -> list[Any]:
         return [
@@ -286,7 +286,7 @@ def test_killing_the_collector_fails_who_waits_and_the_next_call_works(
             if isinstance(found, gevent.Greenlet)
             and not found.dead
             and found.args
-            and isinstance(getattr(found.args[0], "__self__", None), Collector)
+            and isinstance(getattr(found.args[0], "__self__", None), Strands)
         ]
 
     gate = hub.gate()

@@ -24,12 +24,14 @@ LAYERS = {
     "nesting": {"errors"},
     "batch": {"errors"},
     "life": {"process"},
-    "waiting": {"batch", "options", "policy"},
+    "waiting": {"batch", "policy"},
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "log", "nesting"},
+    "pace": {"policy"},
+    "strands": {"batch", "errors", "executors", "log", "pace", "policy"},
     "collector": {
         *("batch", "errors", "executors", "future", "life", "log", "policy"),
-        *("process", "stats", "waiting"),
+        *("process", "stats", "strands", "waiting"),
     },
     "backends": {"backends.base", "backends.gevent", "errors"},
     "backends.base": set(),
@@ -43,7 +45,7 @@ LAYERS = {
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),
-        *("life", "log", "nesting", "options", "policy", "stats"),
+        *("life", "log", "nesting", "options", "policy", "process", "stats"),
     },
     "decorators": {
         *("backends", "calls", "executors", "future", "options", "policy", "stats"),
@@ -53,6 +55,7 @@ LAYERS = {
 }
 ONLY_IN = {
     "gevent": {"backends.gevent", "executors"},
+    "greenlet": {"backends.gevent"},
     "threading": {"backends.thread"},
     "_thread": {"backends.native", "backends.thread"},
     "flask": set(),

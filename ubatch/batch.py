@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import islice
-from math import inf, nextafter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ubatch.errors import (
-    BadBatchOutput,
-    BadBatchOutputSize,
-    DeadlineExceeded,
-    Failure,
-    HandlerExit,
-)
+from ubatch.errors import BadBatchOutput, BadBatchOutputSize, Failure, HandlerExit
 
 if TYPE_CHECKING:
-    from ubatch.backends.base import Latch
     from ubatch.collector import Collector
     from ubatch.future import Future
 
@@ -28,98 +20,86 @@ Handler = Callable[..., Any]
 ONE_ITEM: Shape = (1, ())
 
 
-class Ends(NamedTuple):
-    """How many calls of a batch ended how."""
+Caller = Hashable
+"""Whom to tell how a call ended: a greenlet, a thread that is parked, a Future."""
 
-    results: int
-    failures: int
+Told = tuple[Caller, Any]
+"""Whom, and what: an answer, or a Failure."""
 
 
 class Batch:
     """The calls that will be run together, in order of arrival.
 
-    A call's *ticket* is the time of its arrival, made unique in its batch; it is
-    the key of the call's item while somebody waits for it, then of its result.
+    A call is known by its caller, since one that is parked waits for nothing else.
     A caller that leaves takes its item out, so an abandoned call costs nothing.
 
-    Owner: ``calls``, ``deadlines``, ``futures`` and the outcome change only under
-    the collector's lock.
-    Invariant: a ticket leaves ``calls`` once: by leaving, by expiring or by
-    ``settle``. After ``settled`` nothing changes but ``results``, where each
-    caller takes its own away.
+    Owner: all of it changes only under the collector's lock.
+    Invariant: a caller leaves ``calls`` once: by leaving, by expiring or by
+    ``settle``. Whom one of the last two takes out is told, unless it is ``gone``.
     """
 
     __slots__ = (
         "collector",
         "shape",
         "calls",
-        "latch",
+        "gone",
         "running",
         "settled",
-        "results",
-        "failure",
-        "expired",
         "deadlines",
         "futures",
         "blocked_on",
         "handler",
+        "opened",
+        "began",
+        "arrived",
         "quiet_turns",
         "size",
         "inputs",
-        "_newest",
-        "_newest_seen",
-        "_tickets",
+        "_arrived_seen",
+        "_callers",
     )
 
     def __init__(
-        self, collector: Collector, shape: Shape, latch: Latch, handler: Handler | None
+        self, collector: Collector, shape: Shape, handler: Handler | None, now: float
     ) -> None:
         self.collector = collector
         self.shape = shape
-        self.calls: dict[float, Any] = {}
-        self.latch = latch  # set once: when the batch is settled
+        self.calls: dict[Caller, Any] = {}  # the item of each
+        self.gone: set[Caller] = set()  # who left between its end and hearing of it
         self.running = False
         self.settled = False
-        self.results: dict[float, Any] = {}
-        self.failure: Failure | None = None
-        self.expired: dict[float, DeadlineExceeded] = {}
-        self.deadlines: dict[float, float] = {}  # when a call must have its answer
-        self.futures: dict[float, Future[Any]] = {}
+        # When a call must have its answer, and how many seconds that was.
+        self.deadlines: dict[Caller, tuple[float, float]] = {}
+        self.futures: set[Future[Any]] = set()  # the callers that are not parked
         self.blocked_on: Batch | None = None  # what its handler waits for, if it does
         self.handler = handler  # it, and all it needs, lives until this is settled
+        self.opened = now
+        self.began = now  # when it was closed
+        self.arrived = 0.0  # times of arrival, less times of leaving, summed
         self.quiet_turns = 0
         self.size = 0  # calls that the handler gets
         self.inputs: tuple[list[Any], dict[str, list[Any]]] = [], {}  # its arguments
-        self._newest = self._newest_seen = 0.0
-        self._tickets: list[float] = []
+        self._arrived_seen = 0.0
+        self._callers: list[Caller] = []
 
-    def add(self, item: Any, now: float) -> float:
-        """Put a call in; return its ticket."""
-        # Two calls may arrive between two ticks of the clock.
-        ticket = now if now > self._newest else nextafter(self._newest, inf)
-        self.calls[ticket] = item
-        self._newest = ticket
-        return ticket
-
-    @property
-    def oldest(self) -> float:
-        """When the first of the calls still here arrived."""
-        oldest: float = next(iter(self.calls))
-        return oldest
+    def queued(self, now: float) -> float:
+        """Return the seconds that its calls have waited until now or till they left."""
+        return len(self.calls) * now - self.arrived
 
     def observe_turn(self) -> None:
         """Count one more turn that brought nothing, or begin again."""
-        if self._newest == self._newest_seen:
+        if self.arrived == self._arrived_seen:
             self.quiet_turns += 1
         else:
-            self._newest_seen = self._newest
+            self._arrived_seen = self.arrived
             self.quiet_turns = 0
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
         """Freeze what the handler gets; who leaves from now on runs for nothing."""
         self.running = True
+        self.began = now
         self.size = len(self.calls)
-        self._tickets = list(self.calls)
+        self._callers = list(self.calls)
         items = list(self.calls.values())
         if self.shape == ONE_ITEM:
             self.inputs = [items], {}
@@ -130,53 +110,27 @@ class Batch:
             {name: [kwargs[name] for _, kwargs in items] for name in names},
         )
 
-    def leave(self, ticket: float) -> None:
+    def leave(self, caller: Caller, now: float) -> None:
         """Take a call out: its caller has left, or its time is up."""
-        del self.calls[ticket]
-        self.deadlines.pop(ticket, None)
+        del self.calls[caller]
+        self.deadlines.pop(caller, None)
+        if not self.running:
+            self.arrived -= now
 
-    def expire(self, ticket: float) -> DeadlineExceeded:
-        """Take a call out whose deadline has passed; return its error."""
-        deadline = self.deadlines[ticket] - ticket
-        self.leave(ticket)
-        error = DeadlineExceeded(
-            f"{self.collector.name}: no result within the call's deadline of "
-            f"{deadline:g} seconds"
-        )
-        self.expired[ticket] = error
-        return error
-
-    def settle(self, answers: list[Any] | None, failure: Failure | None) -> Ends:
-        """Take the outcome in; return how the calls that are still here ended."""
-        here = failed = len(self.calls)
-        self.failure = failure
-        if answers is not None:
-            self.results = dict(zip(self._tickets, answers, strict=True))
-            failed = 0
-            if Failure in set(map(type, answers)):  # else not one look at each
-                failed = sum(type(self.results[t]) is Failure for t in self.calls)
+    def settle(self, answers: list[Any] | None, failure: Failure | None) -> list[Told]:
+        """Take the outcome in; return what to tell whom, in order of arrival."""
+        if answers is None:
+            told: list[Told] = [(caller, failure) for caller in self.calls]
+        else:
+            told = list(zip(self._callers, answers, strict=True))
+            if len(self.calls) != self.size:
+                told = [one for one in told if one[0] in self.calls]
         self.settled = True
-        self.calls.clear()  # nobody keeps the items alive any longer
-        self._tickets = []
+        self.calls = {}  # nobody keeps the items alive any longer
         self.inputs = [], {}
+        self._callers = []
         self.handler = None
-        return Ends(here - failed, failed)
-
-    def end_of(self, ticket: float) -> tuple[Any, Failure | None]:
-        """Return one call's own result, or its failure; once, when it has ended."""
-        if self.failure is not None:
-            return None, self.failure
-        result = self.results.pop(ticket)
-        return (None, result) if type(result) is Failure else (result, None)
-
-    def take(self, ticket: float) -> Any:
-        """Return one call's own result, or raise its own error; once."""
-        if ticket in self.expired:
-            raise self.expired.pop(ticket)
-        result, failure = self.end_of(ticket)
-        if failure is not None:
-            raise failure.own()
-        return result
+        return told
 
 
 def shape_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shape:
@@ -208,19 +162,21 @@ def answer(
         ) from error
 
 
-def failures_apart(answers: list[Any]) -> list[Any]:
-    """Return the answers with each exception among them wrapped in a Failure.
+def failures_apart(answers: list[Any]) -> tuple[list[Any], bool]:
+    """Wrap each exception among the answers in a Failure; tell whether any was there.
 
     Looks at types alone: what a handler returns may be a proxy, whose attributes
     run somebody's code.
     """
     kinds = {kind for kind in set(map(type, answers)) if issubclass(kind, Exception)}
     if not kinds:
-        return answers
-    return [Failure(one) if type(one) in kinds else one for one in answers]
+        return answers, False
+    return [Failure(one) if type(one) in kinds else one for one in answers], True
 
 
 def _one_per_call(outputs: Any, size: int) -> list[Any]:
+    if type(outputs) is list and len(outputs) == size:
+        return outputs[:]  # it may be the handler's own, to be used again
     wanted = "return a sequence with one result per call, such as a list or an array"
     kind = type(outputs).__name__
     if isinstance(outputs, (str, bytes, bytearray, Mapping, set, frozenset)):

@@ -1,8 +1,7 @@
-"""Who closes batches and has them run, in one process?
+"""What becomes of a call, in one process?
 
 One collector holds all the state of one batcher's life in one process: the batches
-that wait, and the strands (greenlets or threads, one per worker) that run them. A
-fork or a stop() drops the whole object.
+that wait, and what runs them. A fork or a stop() drops the whole object.
 """
 
 from __future__ import annotations
@@ -15,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from ubatch import process
-from ubatch.batch import ONE_ITEM, Batch, Handler, Shape, shape_of
-from ubatch.errors import BackendError, Failure, HandlerExit, QueueFull, Stopped
+from ubatch.batch import ONE_ITEM, Batch, Caller, Handler, Shape, Told, shape_of
+from ubatch.errors import BackendError, DeadlineExceeded, Failure, QueueFull, Stopped
 from ubatch.executors import Executor, Outcome
 from ubatch.future import Future
 from ubatch.life import Life
 from ubatch.log import tell
-from ubatch.policy import TURN, Rules
+from ubatch.policy import Rules
 from ubatch.stats import Counters
+from ubatch.strands import Strands
 from ubatch.waiting import Waiting
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend
 
 logger = logging.getLogger(__name__)
+
+Ended = tuple[list[Told], list[Future[Any]], set[Caller]]
+"""Who is to be told what, which futures are done, and who is not to be told."""
 
 
 class Collector:
@@ -39,8 +42,6 @@ class Collector:
     threads every field changes under it. No user's code and no logging runs under
     it, or before the calls that depend on what follows have been ended.
     Invariant: a batch that waits is not empty, and not settled.
-    Invariant: ``_free`` strands of ``_strands`` have no batch; while a batch waits
-    and the life is started, one is free, or as many as may be there are busy.
     """
 
     def __init__(
@@ -62,26 +63,29 @@ class Collector:
         self.counters = counters
         self.epoch = process.epoch
         self.finalizer: finalize[..., Any]  # runs when the batcher is forgotten
+        self.newest = 0.0  # when the last call came
         self.ended = False  # its life is closed, and nothing of it runs any more
-        self._rules = rules
+        self.lock = counters.lock
+        self.waiting = Waiting()
+        self.caller, self.park = backend.caller, backend.park
+        self.join = backend.guarded(self._join, self.lock)
+        self._max_size = rules.max_size
         self._max_pending = max_pending
         self._executor = executor
         self._handler = handler  # does not keep the batcher alive; its batches do
-        self._lock = counters.lock
-        self._turnstile = backend.mutex()  # one strand at a time looks for a batch
-        self._wake = backend.wake()  # there is something new to look at
-        self._waiting = Waiting()
-        self._running: set[Batch] = set()
-        self._strands = 0
-        self._free = 0
+        self._strands = Strands(self, rules, workers, executor)
         self._at_end: list[Callable[[], object]] = []
 
     # What callers do.
 
-    def join(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
-    ) -> tuple[Batch, float]:
-        """Put one call into the open batch of its shape; return batch and ticket.
+    def _join(
+        self,
+        caller: Caller,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+    ) -> Batch:
+        """Put one call into the open batch of its shape, and return that.
 
         Raises:
             QueueFull: *max_pending* calls wait already.
@@ -92,77 +96,92 @@ class Collector:
             shape, item = ONE_ITEM, args[0]
         else:
             shape, item = shape_of(args, kwargs), (args, kwargs)
+        if self.life.closed:
+            raise self._stopped()
         counters = self.counters
-        with self._lock:
-            if self.life.closed:
-                raise self._stopped()
-            if self._max_pending is not None and counters.pending >= self._max_pending:
-                counters.rejected_total += 1
-                raise QueueFull(
-                    f"{self.name}: {counters.pending} calls waiting, max_pending="
-                    f"{self._max_pending}; shed this one, or retry later"
-                )
-            batch = self._waiting.open.get(shape)
-            if batch is None or not self._strands:
-                self._hire_if_short(coming=True)
-            if batch is None:
-                batch = self._open_batch(shape)
-            ticket = batch.add(item, monotonic())
-            if deadline is not None:
-                batch.deadlines[ticket] = ticket + deadline
-            counters.joined()
-            if len(batch.calls) >= self._rules.max_size:
-                del self._waiting.open[shape]
-                self._wake.set()
-        return batch, ticket
+        if self._max_pending is not None and counters.pending >= self._max_pending:
+            raise self._full()
+        now = monotonic()
+        batch = self.waiting.open.get(shape)
+        if batch is None:
+            batch = self._open_batch(shape, now)
+        self.newest = now
+        batch.arrived += now
+        calls = batch.calls
+        calls[caller] = item
+        counters.pending += 1
+        if deadline is not None:
+            batch.deadlines[caller] = now + deadline, deadline
+            if now + deadline < self.waiting.soonest:
+                self.waiting.soonest = now + deadline
+                self._strands.look()
+        if len(calls) >= self._max_size:
+            del self.waiting.open[shape]
+            self._strands.look()
+        return batch
 
     def submit(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
     ) -> Future[Any]:
         """Put one call in, and return the future of its result."""
-        with self._lock:
-            batch, ticket = self.join(args, kwargs, deadline)
-            future = self.backend.future(batch, ticket, deadline)
-            batch.futures[ticket] = future
+        future = self.backend.future()
+        with self.lock:
+            batch = self._join(future, args, kwargs, deadline)
+            batch.futures.add(future)
+            future._join(batch, batch.deadlines.get(future))
         return future
 
-    def leave(self, batch: Batch, ticket: float) -> None:
+    def wait(self, batch: Batch, caller: Caller, deadline: float | None) -> Any:
+        """Wait to be told, and see to it that this comes by the deadline."""
+        told = self.backend.park(caller, deadline)
+        if told is None:
+            self.expire(batch, caller)  # or it ended just now; one is told, either way
+            told = self.backend.park(caller, None)
+        return told
+
+    def leave(self, batch: Batch, caller: Caller) -> None:
         """Give a call up on behalf of a caller that goes away."""
-        with self._lock:
-            if ticket in batch.calls:  # it is empty once the batch is settled
-                batch.leave(ticket)
+        with self.lock:
+            if caller in batch.calls:
+                batch.leave(caller, monotonic())
                 self.counters.ended(was_running=batch.running, cancelled=1)
                 self._drop_if_empty(batch)
+            else:
+                batch.gone.add(caller)
 
-    def expire(self, batch: Batch, ticket: float) -> bool:
+    def expire(self, batch: Batch, caller: Caller) -> None:
         """End a call whose deadline has passed, unless it has ended already."""
-        with self._lock:
-            if ticket not in batch.calls:
-                return False
-            futures = self._expire(batch, ticket)
-        _notify(futures)
-        return True
+        with self.lock:
+            if caller not in batch.calls:
+                return
+            ended = self._expire(batch, caller)
+        self.tell(ended)
+
+    def expire_due(self, now: float) -> list[Ended]:
+        """End the waiting calls whose deadline has passed; tell() them then."""
+        due = self.waiting.expired(now) if now >= self.waiting.soonest else ()
+        return [self._expire(batch, caller) for batch, caller in due]
 
     def cancel(self, future: Future[Any]) -> bool:
         """Take a call out for good, if no worker has it."""
-        batch, ticket = future._batch, future._ticket
-        with self._lock:
+        batch = future._batch
+        with self.lock:
             if future._cancelled:
                 return True
-            if batch.running or ticket not in batch.calls:
+            if batch.running or future not in batch.calls:
                 return False
-            self.leave(batch, ticket)
-            del batch.futures[ticket]
+            self.leave(batch, future)
+            batch.futures.discard(future)
             future._cancelled = True
-            future._finish(None, Failure(CancelledError()))
-        _notify([future])
+            future._finish(Failure(CancelledError()))
+        future._notify()
         return True
 
     def link(
         self, future: Future[Any], notify: Callable[[Future[Any]], object]
     ) -> bool:
         """Have *notify* called when *future* is done; False if it is."""
-        with self._lock:
+        with self.lock:
             if not future._done:
                 future._links.append(notify)
             return not future._done
@@ -171,33 +190,39 @@ class Collector:
 
     def begin(self) -> None:
         """Run what waits, now that the life is started."""
-        with self._lock:
+        with self.lock:
             handler = self._handler()
-            for batch in self._waiting:
+            for batch in self.waiting:
                 batch.handler = handler
-            self._hire_if_short()
+            try:
+                self._strands.hire_if_short()
+            except BackendError as error:
+                left, failure = self.waiting.take_all(), error
+            else:
+                return
+        self.fail(left, failure)
 
     def begin_stop(self) -> None:
         """Run what was accepted, then end; the life is closed."""
-        with self._lock:
-            left = [] if self.life.started else self._waiting.take_all()
-            self._hire_if_short()
-            end = not self._strands
-        self._settle_all(left, self._stopped())
-        self._wake.set()
+        with self.lock:
+            left = [] if self.life.started else self.waiting.take_all()
+            self._strands.hire_if_short()
+            end = not self._strands.hired
+        self.fail(left, self._stopped())
+        self._strands.look()
         if end:
-            self._end()
+            self.end()
 
     def abandon(self) -> None:
         """End every call that is still there; their callers get Stopped."""
-        with self._lock:
-            left = [*self._waiting.take_all(), *self._running]
-        self._settle_all(left, self._stopped())
-        self._wake.set()
+        with self.lock:
+            left = [*self.waiting.take_all(), *self._strands.running]
+        self.fail(left, self._stopped())
+        self._strands.look()
 
     def at_end(self, notify: Callable[[], object]) -> None:
         """Have *notify* called when this has ended."""
-        with self._lock:
+        with self.lock:
             if not self.ended:
                 self._at_end.append(notify)
                 return
@@ -205,7 +230,7 @@ class Collector:
 
     def is_inside(self) -> bool:
         """Tell whether the caller interrupts itself: a signal struck in a call."""
-        return self.backend.holds(self._lock)
+        return self.backend.holds(self.lock)
 
     def serves(self, life: Life) -> bool:
         """Tell whether this takes the calls of *life* in this process."""
@@ -217,7 +242,7 @@ class Collector:
 
     def running_batches(self) -> list[Batch]:
         """Return the batches that hold a worker now."""
-        return list(self._running)
+        return list(self._strands.running)
 
     def executor_name(self) -> str:
         """Return what runs the handler, for people."""
@@ -225,180 +250,41 @@ class Collector:
 
     # What the strands do.
 
-    def _work(self) -> None:
-        """Run batches until the life is closed; the life of one strand."""
-        while self._run_one():
-            self._executor.rest()
-
-    def _run_one(self) -> bool:
-        """Wait for a batch and run it; False when there will be none.
-
-        A function of its own, so that an idle strand holds nothing of its last
-        batch.
-        """
-        with self._turnstile:
-            batch = self._next()
-        if batch is None:
-            return False
-        failure = self._run(batch)
-        if failure is not None:
-            failure.release_frames()
-            cause = failure.error.__cause__
-            if isinstance(failure.error, HandlerExit) and cause is not None:
-                if isinstance(cause, self._executor.fatal):
-                    raise cause
-        return True
-
-    def _next(self) -> Batch | None:
-        """Wait until a batch should close, and close it; None to end."""
-        while not self.inherited():  # a greenlet survives a fork, and must not go on
-            with self._lock:
-                now = monotonic()
-                expired = self._expire_due(now)
-                batch, look_again = self._look(now)
-                end = self.life.closed and not self._waiting
-            _notify(expired)
-            if batch is not None or end:
-                return batch
-            if look_again == TURN:
-                self.backend.turn(self._wake)
-                with self._lock:
-                    self._waiting.observe_turn()
-            else:
-                self._wake.wait(look_again)
-        return None
-
-    def _look(self, now: float) -> tuple[Batch | None, float | None]:
-        """Close the first batch that should; else say when to look again."""
-        chosen, look_again = self._waiting.choose(self._rules, now, self.life.closed)
-        if chosen is None:
-            return None, look_again
-        batch, reason = chosen
-        self._waiting.remove(batch)
-        self._running.add(batch)
-        self._free -= 1
-        queued = len(batch.calls) * now - sum(batch.calls)
-        self.counters.closed(len(batch.calls), reason.value, queued)
-        batch.begin()
-        self._hire_if_short()
-        return batch, None
-
-    def _run(self, batch: Batch) -> Failure | None:
-        """Have the handler run a closed batch, and hand its outcome out."""
-        outcome = Outcome(None, Failure(self._killed()), 0.0)
-        try:
-            outcome = self._executor.run(batch)
-        finally:  # whatever gets out of here, the callers get an answer
-            if not self.inherited():
-                with self._lock:
-                    self._running.discard(batch)
-                    self._free += 1
-                self._settle(batch, outcome)
-        return outcome.failure
-
-    def _settle(self, batch: Batch, outcome: Outcome) -> None:
+    def settle(self, batch: Batch, outcome: Outcome) -> None:
         """End every call of a batch that has not ended yet."""
-        with self._lock:
+        with self.lock:
             self.counters.handler_seconds += outcome.seconds
             if batch.settled:  # stop() lost its patience before the handler returned
                 return
-            results, failures = batch.settle(outcome.answers, outcome.failure)
+            told = batch.settle(outcome.answers, outcome.failure)
+            failed = 0
+            if outcome.failure is not None or outcome.some_failed:
+                failed = sum(type(answer) is Failure for _, answer in told)
             self.counters.ended(
-                was_running=batch.running, results=results, failures=failures
+                was_running=batch.running,
+                results=len(told) - failed,
+                failures=failed,
             )
-            futures = list(batch.futures.values())
-            for future in futures:
-                future._finish(*batch.end_of(future._ticket))
-            batch.futures.clear()
-        batch.latch.set()
-        _notify(futures)
+            ended = self._finish(batch, told)
+        self.tell(ended)
         if outcome.failure is not None and batch.running:
             self._log_failure(batch, outcome.failure.error)
 
-    def _settle_all(self, batches: list[Batch], error: Exception) -> None:
+    def fail(self, batches: list[Batch], error: Exception) -> None:
+        """End every call of these batches with an error of ours."""
         for batch in batches:
-            self._settle(batch, Outcome(None, Failure(error), 0.0))
+            self.settle(batch, Outcome(None, Failure(error), 0.0))
 
-    def _strand_ended(self, escaped: BaseException | None) -> None:
-        """Take note that a strand is gone; if it was not told to go, tell everybody.
+    def tell(self, ended: Ended) -> None:
+        """Tell who waits for calls that have ended; runs no user's code."""
+        told, futures, gone = ended
+        self.backend.tell(told, gone)
+        for future in futures:
+            future._notify()
 
-        The next call hires another.
-        """
-        if self.inherited():
-            return
-        with self._lock:
-            self._strands -= 1
-            self._free -= 1
-            left = self._waiting.take_all() if escaped is not None else []
-            end = self.life.closed and not self._strands
-        self._settle_all(left, self._killed())
-        if escaped is not None:
-            # Not here: in a hub callback a log handler's lock must not be waited for.
-            message = "%s: what runs the batches died: %r"
-            self.backend.defer(
-                lambda: tell(logger, logging.ERROR, message, self.name, escaped)
-            )
-        if end:
-            self._end()
-
-    # What all of them use.
-
-    def _open_batch(self, shape: Shape) -> Batch:
-        handler = self._handler() if self.life.started else None  # or begin() sets it
-        batch = Batch(self, shape, self.backend.latch(), handler)
-        self._waiting.add(batch)
-        self._wake.set()
-        return batch
-
-    def _hire_if_short(self, coming: bool = False) -> None:
-        """Start a strand if a batch waits, none is free, and one more may be.
-
-        Args:
-            coming: A batch will wait as soon as this returns.
-
-        Raises:
-            BackendError: There is no strand, and none can be started.
-        """
-        if self._free or self._strands >= self.workers or not self.life.started:
-            return
-        if not coming and not self._waiting:
-            return
-        try:
-            self.backend.spawn(self._work, self._strand_ended)
-        except RuntimeError as error:
-            if not self._strands:
-                raise BackendError(f"{self.name}: cannot start a worker") from error
-            return  # those that are there go on
-        self._strands += 1
-        self._free += 1
-
-    def _expire_due(self, now: float) -> list[Future[Any]]:
-        """End the waiting calls whose deadline has passed; return their futures.
-
-        A caller that waits without a future wakes up by itself.
-        """
-        ended: list[Future[Any]] = []
-        for batch, ticket in self._waiting.expired(now):
-            ended += self._expire(batch, ticket)
-        return ended
-
-    def _expire(self, batch: Batch, ticket: float) -> list[Future[Any]]:
-        error = batch.expire(ticket)
-        self.counters.ended(was_running=batch.running, expired=1)
-        self._drop_if_empty(batch)
-        future = batch.futures.pop(ticket, None)
-        if future is None:
-            return []
-        future._finish(None, Failure(error))
-        return [future]
-
-    def _drop_if_empty(self, batch: Batch) -> None:
-        """Forget a waiting batch whose callers have all left: it is never run."""
-        if not batch.calls:
-            self._waiting.remove(batch)
-
-    def _end(self) -> None:
-        with self._lock:
+    def end(self) -> None:
+        """Let go of everything: the life is closed, and no strand is left."""
+        with self.lock:
             if self.ended:
                 return
             self.ended = True
@@ -407,6 +293,54 @@ class Collector:
         self.backend.close()
         for notify in notify_all:
             notify()
+
+    def killed(self) -> BackendError:
+        """Return the error of calls whose strand died."""
+        return BackendError(
+            f"{self.name}: what ran the batches was killed from outside; call again"
+        )
+
+    # What all of them use.
+
+    def _open_batch(self, shape: Shape, now: float) -> Batch:
+        self._strands.hire_if_short(coming=True)
+        handler = self._handler() if self.life.started else None  # or begin() sets it
+        batch = Batch(self, shape, handler, now)
+        self.waiting.add(batch)
+        self._strands.look()
+        return batch
+
+    def _expire(self, batch: Batch, caller: Caller) -> Ended:
+        deadline, seconds = batch.deadlines[caller]
+        batch.leave(caller, deadline)
+        self.counters.ended(was_running=batch.running, expired=1)
+        self._drop_if_empty(batch)
+        error = DeadlineExceeded(
+            f"{self.name}: no result within the call's deadline of {seconds:g} seconds"
+        )
+        return self._finish(batch, [(caller, Failure(error))])
+
+    def _finish(self, batch: Batch, told: list[Told]) -> Ended:
+        """Finish the futures among those who are to be told."""
+        if not batch.futures:
+            return told, [], batch.gone
+        futures: list[Future[Any]] = []
+        parked: list[Told] = []
+        for one in told:
+            caller, answer = one
+            if isinstance(caller, Future):
+                batch.futures.discard(caller)
+                caller._finish(answer)
+                futures.append(caller)
+            else:
+                parked.append(one)
+        return parked, futures, batch.gone
+
+    def _drop_if_empty(self, batch: Batch) -> None:
+        """Forget a waiting batch whose callers have all left: it is never run."""
+        if not batch.calls and not batch.running:
+            self.counters.queued_seconds += batch.queued(0.0)
+            self.waiting.remove(batch)
 
     def _log_failure(self, batch: Batch, error: BaseException) -> None:
         tell(
@@ -417,16 +351,12 @@ class Collector:
             exc_info=(type(error), error, error.__traceback__),
         )
 
-    def _stopped(self) -> Stopped:
-        return Stopped(f"{self.name}: stopped; start() it again to accept calls")
-
-    def _killed(self) -> BackendError:
-        return BackendError(
-            f"{self.name}: what ran the batches was killed from outside; call again"
+    def _full(self) -> QueueFull:
+        self.counters.rejected_total += 1
+        return QueueFull(
+            f"{self.name}: {self.counters.pending} calls waiting, max_pending="
+            f"{self._max_pending}; shed this one, or retry later"
         )
 
-
-def _notify(futures: list[Future[Any]]) -> None:
-    """Tell who waits for futures that are done; runs no user's code."""
-    for future in futures:
-        future._notify()
+    def _stopped(self) -> Stopped:
+        return Stopped(f"{self.name}: stopped; start() it again to accept calls")

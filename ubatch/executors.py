@@ -30,6 +30,13 @@ ExecutorName = Literal["threadpool", "hub_threadpool", "inline"]
 ExecutorOption = Union[ExecutorName, "ThreadPool", futures.Executor]
 EXECUTORS: tuple[ExecutorName, ...] = ("threadpool", "hub_threadpool", "inline")
 
+HUB_TURN = 0.0001
+"""Seconds that an inline handler may keep the hub without a turn for the others.
+
+While callbacks are ready the hub polls no socket for up to 50 of them, or for
+``sys.getswitchinterval()`` (5 ms) if that is later: fine for those that are shorter.
+"""
+
 HUB_STALL = 0.1
 """Seconds that an inline handler may keep the hub before we say so.
 
@@ -44,6 +51,8 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float
     """How long the handler ran."""
+    some_failed: bool = False
+    """There are Failures among the answers."""
 
 
 class Executor(Protocol):
@@ -52,12 +61,14 @@ class Executor(Protocol):
     name: str
     fatal: tuple[type[BaseException], ...]
     """What a handler may raise that has to end the strand too."""
+    overlaps: bool
+    """The handler runs beside the callers, not instead of them."""
 
     def run(self, batch: Batch) -> Outcome:
         """Run a batch's handler; block the strand, raise nothing of the handler's."""
 
-    def rest(self) -> None:
-        """Let others have their turn before the strand takes the next batch."""
+    def rest(self) -> bool:
+        """Tell whether others need a turn before the strand closes another batch."""
 
     def close(self) -> None:
         """Let go of threads that were made here. Does not wait for handlers."""
@@ -104,13 +115,8 @@ def for_threads(option: ExecutorOption) -> Executor:
     )
 
 
-def for_gevent(
-    option: ExecutorOption, workers: int, hub: Hub, turn: Callable[[], None]
-) -> Executor:
-    """Return the executor for strands that are greenlets of *hub*.
-
-    *turn* lets the hub's loop turn once.
-    """
+def for_gevent(option: ExecutorOption, workers: int, hub: Hub) -> Executor:
+    """Return the executor for strands that are greenlets of *hub*."""
     from gevent.threadpool import ThreadPool
 
     if option == "threadpool":
@@ -118,7 +124,7 @@ def for_gevent(
     if option == "hub_threadpool":
         return PoolExecutor("hub_threadpool", hub.threadpool, owned=False)
     if option == "inline":
-        return HubExecutor(hub, turn)
+        return HubExecutor(hub)
     if isinstance(option, futures.Executor):
         return FuturesExecutor(option, _HubWait(hub))
     return PoolExecutor(name_of(option), option, owned=False)
@@ -128,6 +134,7 @@ class InlineExecutor:
     """Run the handler in the strand itself."""
 
     fatal: tuple[type[BaseException], ...] = ()
+    overlaps = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -135,8 +142,8 @@ class InlineExecutor:
     def run(self, batch: Batch) -> Outcome:
         return attempt(batch)
 
-    def rest(self) -> None:
-        pass
+    def rest(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -145,13 +152,14 @@ class InlineExecutor:
 class HubExecutor(InlineExecutor):
     """Run the handler in a greenlet on the hub, for handlers that cooperate."""
 
-    def __init__(self, hub: Hub, turn: Callable[[], None]) -> None:
+    def __init__(self, hub: Hub) -> None:
         from gevent import GreenletExit
 
         super().__init__("inline")
         self.fatal = (SystemExit, KeyboardInterrupt, GreenletExit)
+        self.overlaps = False  # unless it cooperates
         self._hub = hub
-        self._turn = turn
+        self._tired = False
         self._stall: tuple[str, float] | None = None  # whose, and its seconds
         self._warned = False
 
@@ -159,11 +167,13 @@ class HubExecutor(InlineExecutor):
         turned = self._hub.loop.now()
         outcome = attempt(batch)
         # The loop reads the clock once a turn: the same time means no turn.
-        if outcome.seconds > HUB_STALL and self._hub.loop.now() == turned:
+        self.overlaps = self._hub.loop.now() != turned
+        self._tired = outcome.seconds > HUB_TURN and not self.overlaps
+        if outcome.seconds > HUB_STALL and not self.overlaps:
             self._stall = batch.collector.name, outcome.seconds
         return outcome
 
-    def rest(self) -> None:
+    def rest(self) -> bool:
         if self._stall is not None and not self._warned:
             self._warned = True
             tell(
@@ -173,13 +183,14 @@ class HubExecutor(InlineExecutor):
                 "meanwhile. Use executor='threadpool', or a handler that cooperates",
                 *self._stall,
             )
-        self._turn()  # or a busy batcher would starve I/O
+        return self._tired
 
 
 class PoolExecutor:
     """Run the handler on a thread of a gevent thread pool."""
 
     fatal: tuple[type[BaseException], ...] = ()
+    overlaps = True
 
     def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
         self.name = name
@@ -191,8 +202,8 @@ class PoolExecutor:
         assert outcome is not None  # attempt() returns, whatever happens
         return outcome
 
-    def rest(self) -> None:
-        pass
+    def rest(self) -> bool:
+        return False
 
     def close(self) -> None:
         if self._owned:
@@ -207,6 +218,7 @@ class FuturesExecutor:
     """Run the handler on somebody's ``concurrent.futures.Executor``."""
 
     fatal: tuple[type[BaseException], ...] = ()
+    overlaps = True
 
     def __init__(
         self,
@@ -228,13 +240,13 @@ class FuturesExecutor:
             handler, (args, kwargs) = batch.handler, batch.inputs
             assert handler is not None  # as in _answer_inside()
             job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers = failures_apart(self._wait(job))
-            return Outcome(answers, None, monotonic() - began)
+            answers, some_failed = failures_apart(self._wait(job))
+            return Outcome(answers, None, monotonic() - began, some_failed)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
 
-    def rest(self) -> None:
-        pass
+    def rest(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -275,12 +287,12 @@ def attempt(batch: Batch) -> Outcome:
     is printed by the hub, and SystemExit there ends the main greenlet.
     """
     began = monotonic()
-    answers, failure = None, None
+    answers, failure, some_failed = None, None, False
     try:
-        answers = failures_apart(Context().run(_answer_inside, batch))
+        answers, some_failed = failures_apart(Context().run(_answer_inside, batch))
     except BaseException as error:
         failure = Failure(error)
-    return Outcome(answers, failure, monotonic() - began)
+    return Outcome(answers, failure, monotonic() - began, some_failed)
 
 
 def _answer_inside(batch: Batch) -> list[Any]:

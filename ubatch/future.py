@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ubatch.errors import BackendError, Failure
 from ubatch.log import tell
@@ -30,20 +30,20 @@ class Future(Generic[S]):
     Invariant: once ``_done``, the result or the error stays what it is.
     """
 
-    __slots__ = (
-        *("_batch", "_ticket", "_deadline"),
-        *("_done", "_cancelled", "_result", "_failure", "_links"),
-    )
+    __slots__ = (*("_batch", "_deadline", "_done", "_cancelled", "_answer", "_links"),)
+    _batch: Batch
 
-    def __init__(self, batch: Batch, ticket: float, deadline: float | None) -> None:
-        self._batch = batch
-        self._ticket = ticket
-        self._deadline = None if deadline is None else ticket + deadline
+    def __init__(self) -> None:
+        self._deadline: float | None = None
         self._done = False
         self._cancelled = False
-        self._result: S | None = None
-        self._failure: Failure | None = None
+        self._answer: Any = None
         self._links: list[Callable[[Future[S]], object]] = []
+
+    def _join(self, batch: Batch, deadline: tuple[float, float] | None) -> None:
+        """Be the caller of a call in *batch*."""
+        self._batch = batch
+        self._deadline = deadline and deadline[0]
 
     def result(self, timeout: float | None = None) -> S:
         """Wait for the result, blocking this caller but not the hub.
@@ -59,9 +59,11 @@ class Future(Generic[S]):
             Exception: What the handler raised, in a copy for this call.
         """
         self._wait(timeout)
-        if self._failure is not None:
-            raise self._failure.own()
-        return self._result  # type: ignore[return-value]  # set: it is done
+        answer = self._answer
+        if type(answer) is Failure:
+            raise answer.own()
+        result: S = answer
+        return result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait as result() does; return the error it would raise, or None.
@@ -71,9 +73,9 @@ class Future(Generic[S]):
             concurrent.futures.CancelledError: cancel() came first.
         """
         self._wait(timeout)
-        if self._failure is None:
+        if type(self._answer) is not Failure:
             return None
-        error = self._failure.own()
+        error = self._answer.own()
         if self._cancelled:
             raise error
         return error
@@ -136,10 +138,9 @@ class Future(Generic[S]):
         with suppress(ValueError):  # it was notified meanwhile
             self._links.remove(notify)
 
-    def _finish(self, result: S | None, failure: Failure | None) -> None:
+    def _finish(self, answer: Any) -> None:
         """Take the end of the call; whoever calls this then calls _notify()."""
-        self._result = result
-        self._failure = failure
+        self._answer = answer
         self._done = True
 
     def _notify(self) -> None:
@@ -175,10 +176,10 @@ class Future(Generic[S]):
 
     def _expire(self) -> None:
         # It takes the lock: whoever ended this call first has finished by then.
-        batch, ticket = self._batch, self._ticket
-        self._owned(lambda: batch.collector.expire(batch, ticket))
+        batch = self._batch
+        self._owned(lambda: batch.collector.expire(batch, self))
 
-    def _owned(self, act: Callable[[], bool]) -> bool:
+    def _owned(self, act: Callable[[], object]) -> bool:
         """Do *act* where the collector's state may be touched."""
         collector = self._batch.collector
         if collector.inherited():

@@ -44,16 +44,6 @@ def waiting_for(batch: Batch) -> Iterator[None]:
         mine.blocked_on = before
 
 
-def wait_inside(batch: Batch, timeout: float | None) -> None:
-    """Wait until a batch is settled, *timeout* seconds at most, in a handler.
-
-    Raises:
-        UBatchError: As waiting_for().
-    """
-    with waiting_for(batch):
-        batch.latch.wait(timeout)
-
-
 def _can_end(batch: Batch, blocked: set[Batch]) -> bool:
     """Follow who waits for whom until somebody is free to go on."""
     if batch in blocked:

@@ -1,30 +1,25 @@
 """When does a batch close?
 
-Pure: no clock, no lock, no I/O. It is given counts and ages, and answers with a
-reason to close or with when to look again, so it can be tested with made-up
-times and simulated.
+Pure: no clock, no lock, no I/O. It is given counts, ages and what was observed, and
+answers with a reason to close or with when to look again, so it can be tested with
+made-up times and simulated.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Literal, NamedTuple
 
-Linger = Literal["settle", "full", "now"]
-LINGERS: tuple[Linger, ...] = ("settle", "full", "now")
+Linger = Literal["adaptive", "settle", "full", "now"]
+LINGERS: tuple[Linger, ...] = ("adaptive", "settle", "full", "now")
+
+Reason = Literal["full", "timeout", "settled", "now", "stop"]
+"""Why a batch was closed: the keys of ``Stats.dispatch_reasons``."""
 
 TURN = 0.0
 """Look again after one turn of the backend: when all that was ready has run."""
 
-
-class Reason(str, Enum):
-    """Why a batch was closed; the values are the keys of ``Stats.dispatch_reasons``."""
-
-    FULL = "full"
-    TIMEOUT = "timeout"
-    SETTLED = "settled"
-    NOW = "now"
-    STOP = "stop"
+PATIENCE = 2.0
+"""How many times as long as expected one waits for callers to come back."""
 
 
 class Rules(NamedTuple):
@@ -36,19 +31,40 @@ class Rules(NamedTuple):
     settled_turns: int
 
 
+class Pace(NamedTuple):
+    """How calls come, and what a batch costs; seconds, averaged over the last ones."""
+
+    gap: float
+    """From one call to the next, in a wave of them."""
+    lag: float
+    """From an outcome until the first call after it."""
+    fixed: float
+    """What the handler takes for a batch of any size."""
+    told: int
+    """Calls that the last outcome answered."""
+    missing: int
+    """As many of their callers as have not called again."""
+    since: float
+    """The time since that outcome."""
+    overlaps: bool
+    """The handler runs beside the callers, not instead of them."""
+
+
 class Look(NamedTuple):
     """What can be seen of an open batch when a worker is free to run it."""
 
     size: int
     """Calls in it, at least one."""
     age: float
-    """Seconds since its oldest call arrived."""
+    """Seconds since its first call arrived."""
     quiet_turns: int
     """Turns in a row that brought nothing new."""
     growing: bool
     """It still takes calls; once full it does not, even if one of them leaves."""
     stopping: bool
     """stop() has begun."""
+    pace: Pace | None = None
+    """None where nothing is known yet, or nobody asks."""
 
 
 class Decision(NamedTuple):
@@ -58,23 +74,69 @@ class Decision(NamedTuple):
     look_again: float = TURN
 
 
+CLOSE: dict[Reason, Decision] = {
+    "full": Decision("full"),
+    "timeout": Decision("timeout"),
+    "settled": Decision("settled"),
+    "now": Decision("now"),
+    "stop": Decision("stop"),
+}
+AFTER_A_TURN = Decision(None, TURN)
+
+
 def decide(rules: Rules, look: Look) -> Decision:
     """Decide whether a batch closes, now that a worker is free.
 
-    ``timeout`` bounds every linger from above, counted from the oldest call's
+    ``timeout`` bounds every linger from above, counted from the first call's
     arrival. Measured for ``settle`` on gevent: two quiet turns gather a burst of
     20 new connections whole and cost a lone caller 0.02 ms; one turn gathers 6.
     """
     if look.size >= rules.max_size or not look.growing:
-        return Decision(Reason.FULL)
+        return CLOSE["full"]
     if look.stopping:
-        return Decision(Reason.STOP)
+        return CLOSE["stop"]
     if rules.linger == "now":
-        return Decision(Reason.NOW)
+        return CLOSE["now"]
     if look.age >= rules.timeout:
-        return Decision(Reason.TIMEOUT)
+        return CLOSE["timeout"]
     if rules.linger == "full":
         return Decision(None, rules.timeout - look.age)
-    if look.quiet_turns >= rules.settled_turns:
-        return Decision(Reason.SETTLED)
-    return Decision(None, TURN)
+    settled = look.quiet_turns >= rules.settled_turns
+    if look.pace is not None:
+        return _weigh(look, look.pace, settled)
+    return CLOSE["settled"] if settled else AFTER_A_TURN
+
+
+def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
+    """Decide by what waiting costs, and what it saves.
+
+    Let N callers come in waves, one every ``gap``, to a handler that takes
+    ``fixed + n * each`` for a batch of n. One batch for the whole wave takes
+    ``N * gap + fixed + N * each``, since the worker stands idle while the wave comes
+    in. Two batches of N/2 overlap with each other's waves, and take
+    ``2 * fixed + N * each``. So one waits for the wave exactly if
+
+        gap * N < fixed
+
+    N is who waits and who is missing: those whose answer went out last and who have
+    not called again. In a stream that is no wave, such as Poisson's, as many as were
+    answered come again in about the handler's own time, so ``gap * N`` exceeds
+    ``fixed``, and nobody waits. Where the handler runs instead of the callers,
+    nothing overlaps: the next call costs ``gap`` to wait for, and an extra batch
+    later if one does not; half of it, as whoever is here waits too.
+
+    Once arrivals have settled, it waits on only for callers who are missing but not
+    overdue, at the same price. That waiting for what it might save never costs more
+    than twice the best is the rule for renting skis (Karlin, Manasse, Rudolph and
+    Sleator, Competitive snoopy caching, 1988).
+    """
+    wave = pace.gap * (look.size + pace.missing)
+    if (wave if pace.overlaps else 2 * pace.gap) >= pace.fixed:
+        return CLOSE["now"]
+    if not settled:
+        return AFTER_A_TURN
+    if pace.overlaps and pace.missing and pace.lag + wave < pace.fixed:
+        expected = pace.lag + pace.gap * pace.told
+        if pace.since < PATIENCE * expected:
+            return Decision(None, max(expected - pace.since, TURN))
+    return CLOSE["settled"]

@@ -13,13 +13,12 @@ class Counters:
 
     Owner: changed and read only under ``lock``, which the collectors of those lives
     share: one may still drain when the next begins.
-    Invariant: calls_total = results_total + failures_total + cancelled_total
-    + expired_total + pending + running.
+    Invariant: whoever is accepted adds one to ``pending``, and each step of a call
+    takes it from one counter to another; so their sum is the calls accepted.
     """
 
     __slots__ = (
         "lock",
-        "calls_total",
         "batches_total",
         "results_total",
         "failures_total",
@@ -36,7 +35,6 @@ class Counters:
 
     def __init__(self, lock: AbstractContextManager[Any]) -> None:
         self.lock = lock
-        self.calls_total = 0
         self.batches_total = 0
         self.results_total = 0
         self.failures_total = 0
@@ -49,11 +47,6 @@ class Counters:
         self.handler_seconds = 0.0
         self.pending = 0
         self.running = 0
-
-    def joined(self) -> None:
-        """Count a call that was accepted."""
-        self.calls_total += 1
-        self.pending += 1
 
     def closed(self, size: int, reason: str, queued: float) -> None:
         """Count a batch that goes to the handler."""
@@ -84,6 +77,12 @@ class Counters:
         self.cancelled_total += cancelled
         self.expired_total += expired
 
+    def accepted(self) -> int:
+        """Return how many calls were accepted so far."""
+        ended = self.results_total + self.failures_total
+        ended += self.cancelled_total + self.expired_total
+        return ended + self.pending + self.running
+
     def snapshot(self, name: str, backend: str | None, executor: str) -> Stats:
         """Return what has been counted so far."""
         with self.lock:
@@ -91,7 +90,7 @@ class Counters:
                 name=name,
                 backend=backend,
                 executor=executor,
-                calls_total=self.calls_total,
+                calls_total=self.accepted(),
                 batches_total=self.batches_total,
                 results_total=self.results_total,
                 failures_total=self.failures_total,
@@ -146,7 +145,8 @@ class Stats:
     dispatch_reasons: dict[str, int]
     """How many batches closed for which reason: full, timeout, settled, now, stop."""
     queued_seconds: float
-    """Seconds that calls waited for their batch to close, summed over calls."""
+    """Seconds that calls waited for their batch to close, or until they left it,
+    summed over calls."""
     handler_seconds: float
     """Seconds that the handler ran, summed over batches."""
     pending: int

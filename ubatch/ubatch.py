@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, Protocol, TypeVar
 
-from ubatch import backends, executors, options
+from ubatch import backends, executors, options, process
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
 from ubatch.errors import BadBatchOutputSize as BadBatchOutputSize  # noqa: F401
+from ubatch.errors import Failure
 from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
 from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
@@ -20,7 +21,7 @@ from ubatch.executors import ExecutorOption
 from ubatch.future import Future
 from ubatch.life import Life
 from ubatch.log import tell
-from ubatch.nesting import running_batch, wait_inside
+from ubatch.nesting import running_batch, waiting_for
 from ubatch.policy import LINGERS, Linger, Rules
 from ubatch.stats import Counters, Stats, nothing
 
@@ -64,9 +65,10 @@ class UBatch(Calls[T, S]):
             ``gevent.threadpool.ThreadPool``, which stay yours to close. On threads
             the first and the third are the same: the batcher's own threads.
         workers: Batches that may run at once; at least 1.
-        linger: ``"settle"``: go as soon as arrivals have settled. ``"full"``: wait
-            out *timeout*, for handlers whose calls cost. ``"now"``: go with what is
-            there.
+        linger: ``"adaptive"``: wait for as many as it pays to wait for, by what is
+            observed of the callers and the handler. ``"settle"``: go as soon as
+            arrivals have settled. ``"full"``: wait out *timeout*, for handlers whose
+            calls cost. ``"now"``: go with what is there.
         max_pending: Calls that may wait; the next one is refused with QueueFull.
             None for no limit.
         deadline: Seconds from a call to its answer, after which it is answered with
@@ -88,7 +90,7 @@ class UBatch(Calls[T, S]):
         backend: BackendName = "auto",
         executor: ExecutorOption = "threadpool",
         workers: int = 1,
-        linger: Linger = "settle",
+        linger: Linger = "adaptive",
         max_pending: int | None = None,
         deadline: float | None = None,
         name: str | None = None,
@@ -241,22 +243,32 @@ class UBatch(Calls[T, S]):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline
     ) -> Any:
         collector = self._collector
-        if collector is None or not collector.serves(self._life):
+        # Collector.serves(), without the call: 0.03 of 1.5 us.
+        if (
+            collector is None
+            or collector.life is not self._life
+            or collector.epoch is not process.epoch
+        ):
             collector = self._begin()
-        if collector.backend.is_foreign():
+        caller = collector.caller()
+        if caller is None:
             return self._call_from_afar(args, kwargs, deadline)
-        batch, ticket = collector.join(args, kwargs, deadline)
+        batch = collector.join(caller, args, kwargs, deadline)
         try:
-            if running_batch.get() is None:
-                batch.latch.wait(deadline)
+            if running_batch.get() is not None:
+                with waiting_for(batch):
+                    told = collector.wait(batch, caller, deadline)
+            elif deadline is not None:
+                told = collector.wait(batch, caller, deadline)
             else:
-                wait_inside(batch, deadline)
+                told = collector.park(caller, None)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
-            collector.leave(batch, ticket)
+            collector.leave(batch, caller)
             raise
-        if not batch.settled:
-            collector.expire(batch, ticket)
-        return batch.take(ticket)
+        answer = told[1]
+        if type(answer) is Failure:
+            raise answer.own()
+        return answer
 
     def _call_from_afar(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: Deadline

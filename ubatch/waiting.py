@@ -5,11 +5,11 @@ Plain data, without a lock: the collector holds its own around every use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import inf
 
-from ubatch.batch import Batch, Shape
-from ubatch.options import SHORTEST_WAIT
-from ubatch.policy import TURN, Look, Reason, Rules, decide
+from ubatch.batch import Batch, Caller, Shape
+from ubatch.policy import Decision, Look, Pace, Rules, decide
 
 
 class Waiting:
@@ -19,11 +19,12 @@ class Waiting:
     shape; it is not full.
     """
 
-    __slots__ = ("open", "_batches")
+    __slots__ = ("open", "_batches", "soonest")
 
     def __init__(self) -> None:
         self.open: dict[Shape, Batch] = {}
         self._batches: dict[Batch, None] = {}  # an ordered set
+        self.soonest = inf  # no deadline of theirs is earlier than this
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
@@ -54,35 +55,44 @@ class Waiting:
         for batch in self._batches:
             batch.observe_turn()
 
-    def expired(self, now: float) -> Iterator[tuple[Batch, float]]:
-        """Go through the tickets of the calls whose deadline has passed."""
-        for batch in [batch for batch in self._batches if batch.deadlines]:
-            for ticket, deadline in list(batch.deadlines.items()):
+    def expired(self, now: float) -> list[tuple[Batch, Caller]]:
+        """Return the calls whose deadline has passed."""
+        due: list[tuple[Batch, Caller]] = []
+        self.soonest = inf
+        for batch in self._batches:
+            for caller, (deadline, _) in batch.deadlines.items():
                 if deadline <= now:
-                    yield batch, ticket
+                    due.append((batch, caller))
+                elif deadline < self.soonest:
+                    self.soonest = deadline
+        return due
 
     def choose(
-        self, rules: Rules, now: float, stopping: bool
-    ) -> tuple[tuple[Batch, Reason] | None, float | None]:
+        self,
+        rules: Rules,
+        now: float,
+        stopping: bool,
+        pace: Callable[[float], Pace | None],
+    ) -> tuple[Batch | None, Decision]:
         """Find the first batch that should close, and why; else when to look again.
 
-        None for a time means that nothing waits.
+        *pace* is asked only about a batch that could grow.
         """
-        look_again: float | None = None
+        look_again = self.soonest - now if self._batches else inf
         for batch in self._batches:
-            look = Look(
-                size=len(batch.calls),
-                age=now - batch.oldest,
-                quiet_turns=batch.quiet_turns,
-                growing=self.open.get(batch.shape) is batch,
-                stopping=stopping,
+            growing = self.open.get(batch.shape) is batch
+            decision = decide(
+                rules,
+                Look(
+                    len(batch.calls),
+                    now - batch.opened,
+                    batch.quiet_turns,
+                    growing,
+                    stopping,
+                    pace(now) if growing else None,
+                ),
             )
-            reason, wait = decide(rules, look)
-            if reason is not None:
-                return (batch, reason), None
-            if batch.deadlines and wait != TURN:
-                left = min(batch.deadlines.values()) - now
-                wait = min(wait, max(left, SHORTEST_WAIT))
-            if look_again is None or wait < look_again:
-                look_again = wait
-        return None, look_again
+            if decision.reason is not None:
+                return batch, decision
+            look_again = min(look_again, decision.look_again)
+        return None, Decision(None, look_again)

@@ -23,7 +23,7 @@ import plots
 from load import closed_loop
 from registry import Benchmark, Cell, Metrics
 from results import Aim, Result, least, table
-from systems import System
+from systems import SYSTEMS, System
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,28 +62,36 @@ def show(result: Result) -> str:
         f"{title}\n\n{_table(result, metric, scale)}"
         for title, metric, scale in (
             ("CPU time per call, in microseconds:", "cpu_us", 1.0),
-            ("Thousands of calls per second:", "calls_per_second", 0.001),
-            ("Latency, 50th percentile, in milliseconds:", "p50_us", 0.001),
+            ("Thousands of calls per second, medians:", "calls_per_second", 0.001),
+            ("Latency (p50) in milliseconds, medians:", "p50_us", 0.001),
         )
     )
 
 
 def _table(result: Result, metric: str, scale: float) -> str:
     callers = result.values("callers")
+    main = metric == "cpu_us"
     head = ["system", *(f"{n:,} caller{'s' * (n > 1)}" for n in callers)]
-    if metric == "cpu_us":
-        head += ["floor, x at 100", "0.0.2, / at 100"]
+    if main:
+        head += ["/ Waiter (100)", "0.0.2 / it (100)"]
     rows = []
     for system in result.systems():
-        row = [
-            system,
-            *(result.text(system, metric, scale, callers=n) for n in callers),
-        ]
-        if metric == "cpu_us":
-            ours = _times(result.ratio(system, WAITER, metric, callers=100))
-            row += [ours, _times(result.ratio(U002, system, metric, callers=100))]
+        cells = (result.text(system, metric, scale, main, callers=n) for n in callers)
+        row = [system, *cells]
+        if main:
+            row += [
+                _over_the_floor(result, system),
+                _times(result.ratio(U002, system, metric, callers=100)),
+            ]
         rows.append(row)
     return table(head, rows)
+
+
+def _over_the_floor(result: Result, system: str) -> str:
+    """Return the multiple of a greenlet's floor; threads and tasks have another."""
+    if SYSTEMS[system].world != "gevent":
+        return "-"
+    return _times(result.ratio(system, WAITER, "cpu_us", callers=100))
 
 
 def _times(ratio: float | None) -> str:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import plots
 from parked import Bare, Futures, Greenlets, Parked, Waiters
 from registry import Benchmark, Cell, Metrics
-from results import Aim, Result, most, table
+from results import Aim, Result, brief, most, table
 from systems import System
 
 if TYPE_CHECKING:
@@ -118,26 +118,35 @@ def _cpu(make: Callable[[], Parked], calls: int, enough: int) -> tuple[float, fl
 
 
 def show(result: Result) -> str:
-    """Return a table for each way of waiting: bytes, joining, settling."""
-    parts = []
-    for system, how, size in _series(result):
-        keys = {"how": how, "max_size": size}
-        metrics = ["bytes", "join_us", "settle_us"]
-        head = ["waiting", "bytes per call", "join, µs", "settle, µs"]
-        if how == "ubatch":
-            metrics += ["waiter_bytes", "bare_bytes", "bare_join_us", "bare_settle_us"]
-            head += [
-                "a Waiter: bytes",
-                "bare greenlet: bytes",
-                "join, µs",
-                "settle, µs",
-            ]
-        rows = [
-            [f"{n:,}", *(result.text(system, m, waiting=n, **keys) for m in metrics)]
-            for n in result.values("waiting")
-        ]
-        parts.append(f"{_title(system, how, size)}:\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    """Return a table of bytes and one of CPU time, a column for each number."""
+    counts = result.values("waiting")
+    series = _series(result)
+    head = ["waiting", *(f"{n:,}" for n in counts)]
+    rows_of_bytes, rows_of_cpu = [], []
+    for system, how, size in series:
+        title, keys = _title(system, how, size), {"how": how, "max_size": size}
+        seen = [result.median(system, "bytes", waiting=n, **keys) for n in counts]
+        rows_of_bytes.append([title, *map(brief, seen)])
+        spent = [_own_cpu(result, system, n, keys) for n in counts]
+        rows_of_cpu.append([title, *map(brief, spent)])
+    for title, metrics, rows in (
+        ("greenlet in a Waiter", ["waiter_bytes"], rows_of_bytes),
+        ("bare greenlet, subtracted", ["bare_bytes"], rows_of_bytes),
+        ("bare greenlet, subtracted", ["bare_join_us", "bare_settle_us"], rows_of_cpu),
+    ):
+        rows.append([title, *(brief(_sum(result, metrics, n)) for n in counts)])
+    return (
+        f"Bytes per waiting call, medians:\n\n{table(head, rows_of_bytes)}\n\n"
+        "CPU time per call to join and to be settled, in microseconds, medians:\n\n"
+        f"{table(head, rows_of_cpu)}"
+    )
+
+
+def _sum(result: Result, metrics: list[str], waiting: int) -> float | None:
+    """Return the sum of some medians of bare greenlets, or None."""
+    keys = {"how": "ubatch", "max_size": 64, "waiting": waiting}
+    seen = [result.median(POOL, metric, **keys) for metric in metrics]
+    return None if None in seen else sum(seen)  # type: ignore
 
 
 def _title(system: str, how: str, size: int) -> str:

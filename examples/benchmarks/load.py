@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from statistics import quantiles
 from typing import Any
 
@@ -18,8 +19,8 @@ from worlds import WORLDS
 
 TIMED = 10
 """Callers that time their calls; the others only count, which is cheaper."""
-PATIENCE = 5.0
-"""Seconds that callers get to begin, and to end."""
+TO_BEGIN, TO_END = 5.0, 3.0
+"""Seconds that callers get for their first answer, and for their last."""
 
 
 class Load:
@@ -72,10 +73,13 @@ class Mark:
     wall: float
     cpu: float
     calls: int
+    timed: int
 
     @classmethod
     def now(cls, load: Load) -> Mark:
-        return cls(time.perf_counter(), time.process_time(), sum(load.counts))
+        """Return the present state."""
+        timed = len(load.latencies)
+        return cls(time.perf_counter(), time.process_time(), sum(load.counts), timed)
 
 
 def closed_loop(
@@ -103,7 +107,7 @@ def closed_loop(
         begin, end = _closed_loop(system, load, seconds, warm_up, settings)
     if load.errors:
         raise RuntimeError(load.errors[0])
-    return figures(begin, end, load.latencies)
+    return figures(begin, end, load.latencies[begin.timed : end.timed])
 
 
 def _closed_loop(
@@ -112,17 +116,16 @@ def _closed_loop(
     world = WORLDS[system.world]
     opened = system.open(**settings)
     call = opened.__enter__()
-    everyone = [world.spawn(load.ask, call, i) for i in range(len(load.counts))]
-    deadline = time.perf_counter() + PATIENCE
+    everyone = world.spawn_all(partial(load.ask, call), len(load.counts))
+    deadline = time.perf_counter() + TO_BEGIN
     world.sleep(warm_up)
     while not all(load.counts) and load.on and time.perf_counter() < deadline:
         world.sleep(0.01)
-    load.latencies.clear()
     begin = Mark.now(load)
     world.sleep(seconds)
     end = Mark.now(load)
     load.on = False
-    if world.join(everyone, PATIENCE):
+    if world.join(everyone, TO_END):
         opened.__exit__(None, None, None)
     return begin, end  # what hangs is left behind: the process ends soon
 
@@ -133,16 +136,15 @@ async def _closed_loop_asyncio(
     with system.open(**settings) as call:
         indices = range(len(load.counts))
         everyone = [asyncio.create_task(load.ask_asyncio(call, i)) for i in indices]
-        deadline = time.perf_counter() + PATIENCE
+        deadline = time.perf_counter() + TO_BEGIN
         await asyncio.sleep(warm_up)
         while not all(load.counts) and load.on and time.perf_counter() < deadline:
             await asyncio.sleep(0.01)
-        load.latencies.clear()
         begin = Mark.now(load)
         await asyncio.sleep(seconds)
         end = Mark.now(load)
         load.on = False
-        await asyncio.wait(everyone, timeout=PATIENCE)
+        await asyncio.wait(everyone, timeout=TO_END)
     return begin, end
 
 

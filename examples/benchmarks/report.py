@@ -73,17 +73,17 @@ def draw(benchmark: Benchmark, result: Result, folder: Path) -> None:
 
 
 def _failures(result: Result) -> str:
-    """Return a note on cells that failed in some repeats and not in others."""
+    """Return the cells that failed, in some repeats or in all, and the last reason."""
     rows = []
     for cell in result.cells:
         keys = {k: v for k, v in cell.items() if k not in NOT_KEYS}
-        if cell.get("failures") and cell["metrics"]:
+        if cell.get("failures"):
             where = " ".join(f"{key}={value}" for key, value in keys.items())
             rows.append(
                 (cell["system"], where or "-", str(cell["failures"]), cell["failed"])
             )
-    head = ("system", "where", "repeats that failed", "last reason")
-    return f"Failed in some repeats:\n\n{table(head, rows)}" if rows else ""
+    head = ("system", "where", "repeats", "reason")
+    return f"Failed:\n\n{table(head, rows)}" if rows else ""
 
 
 NOT_KEYS = ("system", "metrics", "failed", "failures")

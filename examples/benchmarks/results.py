@@ -78,12 +78,24 @@ class Result:
         above, below = self.median(system, name, **keys), self.median(to, name, **keys)
         return above / below if above is not None and below else None
 
-    def text(self, system: str, name: str, scale: float = 1.0, **keys: Any) -> str:
-        """A cell of a table: ``median (min-max)``, or why there is none."""
+    def text(
+        self,
+        system: str,
+        name: str,
+        scale: float = 1.0,
+        spread: bool = True,
+        **keys: Any,
+    ) -> str:
+        """A cell of a table: ``median (min-max)``, or that there is none.
+
+        Args:
+            scale: What the figures are multiplied with, to change their unit.
+            spread: Whether (min-max) is shown; *keys* are the cell's parameters.
+        """
         found, cell = self.metric(system, name, **keys), self.cell(system, **keys)
         if found:
             low, middle, high = (found[k] * scale for k in ("min", "median", "max"))
-            if low == high:
+            if low == high or not spread:
                 return brief(middle)
             return f"{brief(middle)} ({brief(low)}-{brief(high)})"
         if cell is None:
@@ -91,7 +103,7 @@ class Result:
         calls = cell.get("metrics", {}).get("calls_per_second")
         if calls and calls["median"] == 0:
             return "0 calls"
-        return f"failed: {cell.get('failed', 'no figure')}"
+        return "failed" if "failed" in cell else "no figure"
 
 
 def _flat(cell: dict[str, Any]) -> Any:
@@ -116,7 +128,9 @@ def brief(number: float | None) -> str:
         return EMPTY
     if abs(number) >= 100:
         return f"{number:,.0f}"
-    return f"{number:.{1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3}f}"
+    if abs(number) >= 1:
+        return f"{number:.{1 if abs(number) >= 10 else 2}f}"
+    return f"{number:.3g}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

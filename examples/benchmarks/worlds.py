@@ -19,6 +19,10 @@ class Greenlets:
 
         return spawn(function, *args)
 
+    def spawn_all(self, function: Callable[..., Any], count: int) -> list[Any]:
+        """Start callers, each with its number; none runs before all are there."""
+        return [self.spawn(function, number) for number in range(count)]
+
     def sleep(self, seconds: float) -> None:
         """Let the callers run."""
         from gevent import sleep
@@ -46,6 +50,23 @@ class Threads:
         caller = threading.Thread(target=function, args=args, daemon=True)
         caller.start()
         return caller
+
+    def spawn_all(self, function: Callable[..., Any], count: int) -> list[Any]:
+        """Start callers, each with its number; none runs before all are there.
+
+        A thread that asked already would keep the others from starting for seconds.
+        """
+        import threading
+
+        everybody_is_here = threading.Event()
+
+        def wait_and_run(number: int) -> None:
+            everybody_is_here.wait()
+            function(number)
+
+        callers = [self.spawn(wait_and_run, number) for number in range(count)]
+        everybody_is_here.set()
+        return callers
 
     def sleep(self, seconds: float) -> None:
         """Let the callers run."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from ubatch.batch import Batch
+    from ubatch.batch import Caller, Told
     from ubatch.executors import Executor, ExecutorOption
     from ubatch.future import Future
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Latch(Protocol):
@@ -45,8 +48,30 @@ class Backend(Protocol):
     def mutex(self) -> AbstractContextManager[Any]:
         """Return a lock that strands may wait for as long as it takes."""
 
-    def latch(self) -> Latch:
-        """Return a latch for callers who are where the state may be touched."""
+    def guarded(
+        self, fn: Callable[P, R], lock: AbstractContextManager[Any]
+    ) -> Callable[P, R]:
+        """Return *fn*, made to run under a lock() of this backend."""
+
+    def caller(self) -> Caller | None:
+        """Return who is calling, as one that can be parked; None if it is foreign.
+
+        Raises:
+            BackendError: The caller's wait would stall others.
+        """
+
+    def park(self, caller: Caller, timeout: float | None) -> Told | None:
+        """Wait to be told, as *caller*; None if nothing came within *timeout* seconds.
+
+        Raises:
+            BackendError: Somebody else resumed the caller.
+        """
+
+    def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
+        """Resume parked callers, each with what it is told, unless it is *gone*.
+
+        Does not block, nor wait for them.
+        """
 
     def latch_here(self) -> Latch:
         """Return a latch that fits whoever asks; set() where state is touched.
@@ -59,7 +84,10 @@ class Backend(Protocol):
         """Return a wake."""
 
     def turn(self, wake: Wake) -> None:
-        """Let what is ready run, once; a set *wake* may cut it short."""
+        """Let all run who are ready, once; a set *wake* may cut it short."""
+
+    def breathe(self) -> None:
+        """Let those run who wait for this strand to go on; cheaper than a turn."""
 
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
@@ -83,11 +111,7 @@ class Backend(Protocol):
         """Return a backend of this kind, on the same hub if there is one."""
 
     def is_foreign(self) -> bool:
-        """Tell whether the caller is where the state may not be touched.
-
-        Raises:
-            BackendError: The caller's wait would stall others.
-        """
+        """Tell whether the caller is where the state may not be touched."""
 
     def in_owner(self, fn: Callable[[], Any]) -> Any:
         """Run *fn*, which does not block, where the state may be touched."""
@@ -98,10 +122,8 @@ class Backend(Protocol):
     def alive(self) -> bool:
         """Tell whether strands can still run."""
 
-    def future(
-        self, batch: Batch, ticket: float, deadline: float | None
-    ) -> Future[Any]:
-        """Return the future of one call."""
+    def future(self) -> Future[Any]:
+        """Return a future for one call."""
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         """Return what runs the handler."""

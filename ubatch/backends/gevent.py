@@ -12,11 +12,11 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager
 from contextvars import Context
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gevent
 from gevent import getcurrent, monkey
@@ -29,6 +29,7 @@ from gevent.hub import (  # type: ignore[attr-defined]
     get_thread_ident,
 )
 from gevent.lock import Semaphore
+from greenlet import greenlet
 
 from ubatch import process
 from ubatch.backends.thread import ThreadLatch
@@ -38,12 +39,21 @@ from ubatch.options import SHORTEST_WAIT
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Latch, Wake
-    from ubatch.batch import Batch
+    from ubatch.batch import Caller, Told
     from ubatch.executors import Executor, ExecutorOption
 
 
 LOOK_AFTER_OWNER = 1.0
 """Seconds between two looks of a waiting native thread for the hub it waits for."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIME_IS_UP = object()
+
+switch_to = greenlet.switch
+"""Park in favour of a hub. Its own ``switch()`` first asks for a ``switch_out`` hook,
+which only hubs have: 0.07 of 0.67 us, measured."""
 
 _local: Any = monkey.get_original("_thread", "_local")()
 
@@ -90,27 +100,66 @@ class GeventBackend:
     def mutex(self) -> AbstractContextManager[Any]:
         return Semaphore(1, self._hub)
 
-    def latch(self) -> Latch:
-        return AsyncResult()
+    def guarded(
+        self, fn: Callable[P, R], lock: AbstractContextManager[Any]
+    ) -> Callable[P, R]:
+        return fn
+
+    def caller(self) -> greenlet | None:
+        caller = getcurrent()
+        if caller.parent is self._hub or get_hub_if_exists() is self._hub:
+            return caller
+        return None
+
+    def park(self, caller: Caller, timeout: float | None) -> Told | None:
+        if timeout is not None:
+            return self._park_for(caller, timeout)
+        told: Any = switch_to(self._hub)
+        try:
+            if told[0] is caller:
+                return told  # type: ignore[no-any-return]
+        except (TypeError, LookupError):
+            pass
+        raise BackendError(
+            f"somebody else switched to a greenlet that waits for its result: {told!r}"
+        )
+
+    def _park_for(self, caller: Any, timeout: float) -> Told | None:
+        timer = self._hub.loop.timer(max(timeout, SHORTEST_WAIT))
+        timer.start(caller.switch, (caller, TIME_IS_UP), update=True)
+        try:
+            told = self.park(caller, None)
+        finally:
+            timer.close()
+        return None if told is None or told[1] is TIME_IS_UP else told
+
+    def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
+        self._hub.loop.run_callback(_resume, iter(told), gone)
 
     def latch_here(self) -> Latch:
-        return ForeignLatch(self) if self.is_foreign() else self.latch()
+        return ForeignLatch(self) if self.is_foreign() else AsyncResult()
 
     def wake(self) -> Wake:
         return GeventWake(self._hub)
 
     def turn(self, wake: Wake) -> None:
-        self._turn()
-
-    def _turn(self) -> None:
-        # One full turn of the loop: sleep(0) alone runs what is queued but polls
-        # no socket, and a zero timer fires before that turn's sockets are read.
+        # One full turn of the loop: callbacks alone run who is ready but poll no
+        # socket, and a zero timer fires before that turn's sockets are read. By hand,
+        # since gevent's own sleep() costs twice as much.
         timer = self._hub.loop.timer(0.0)
         try:
-            self._hub.wait(timer)
+            timer.start(getcurrent().switch)
+            switch_to(self._hub)
         finally:
             timer.close()
-        gevent.sleep(0)
+        self.breathe()
+
+    def breathe(self) -> None:
+        callback = self._hub.loop.run_callback(getcurrent().switch)
+        try:
+            switch_to(self._hub)
+        finally:
+            callback.stop()
 
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
@@ -163,15 +212,13 @@ class GeventBackend:
         ended = self._owner is not None and self._owner() is None
         return self._hub.loop is not None and not ended
 
-    def future(
-        self, batch: Batch, ticket: float, deadline: float | None
-    ) -> Future[Any]:
-        return GeventFuture(batch, ticket, deadline)
+    def future(self) -> Future[Any]:
+        return GeventFuture()
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         from ubatch.executors import for_gevent
 
-        return for_gevent(option, workers, self._hub, self._turn)
+        return for_gevent(option, workers, self._hub)
 
 
 def make() -> GeventBackend:
@@ -271,6 +318,17 @@ class ForeignLatch(ThreadLatch):
             if not self._backend.alive():
                 raise _gone()
         return True
+
+
+def _resume(told: Iterator[Told], gone: Set[Caller]) -> None:
+    """Switch to one greenlet after the other; runs in the hub."""
+    try:
+        for one in told:
+            if one[0] not in gone:
+                one[0].switch(one)  # type: ignore[attr-defined]  # a greenlet
+    except BaseException:  # a bare greenlet's own, which its parent gets: the hub
+        get_hub().loop.run_callback(_resume, told, gone)
+        raise
 
 
 class GeventFuture(Future[Any]):

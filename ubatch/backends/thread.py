@@ -6,10 +6,10 @@ import sys
 import threading
 from _queue import SimpleQueue
 from _thread import LockType
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractContextManager
 from threading import TIMEOUT_MAX
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ubatch.backends.native import allocate_lock, start_thread
 from ubatch.errors import BackendError
@@ -17,8 +17,11 @@ from ubatch.future import Future
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Wake
-    from ubatch.batch import Batch
+    from ubatch.batch import Caller, Told
     from ubatch.executors import Executor, ExecutorOption
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 QUIET_GAP = 0.0002
 """Seconds without a new call after which arrivals have settled.
@@ -47,11 +50,29 @@ class ThreadBackend:
     def mutex(self) -> AbstractContextManager[Any]:
         return allocate_lock()
 
-    def latch(self) -> ThreadLatch:
-        return ThreadLatch()
+    def guarded(
+        self, fn: Callable[P, R], lock: AbstractContextManager[Any]
+    ) -> Callable[P, R]:
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            with lock:
+                return fn(*args, **kwargs)
+
+        return locked
+
+    def caller(self) -> ParkedThread:
+        self._check_caller()
+        return ParkedThread()
+
+    def park(self, caller: Any, timeout: float | None) -> Told | None:
+        told: Told | None = caller.park(timeout)
+        return told
+
+    def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
+        for one in told:
+            one[0].resume(one)  # type: ignore[attr-defined]  # a ParkedThread
 
     def latch_here(self) -> ThreadLatch:
-        self.is_foreign()
+        self._check_caller()
         return ThreadLatch()
 
     def wake(self) -> ThreadWake:
@@ -59,6 +80,9 @@ class ThreadBackend:
 
     def turn(self, wake: Wake) -> None:
         wake.wait(QUIET_GAP)
+
+    def breathe(self) -> None:
+        pass
 
     def spawn(
         self, work: Callable[[], None], ended: Callable[[BaseException | None], None]
@@ -90,6 +114,9 @@ class ThreadBackend:
         self._callbacks.put(None)
 
     def is_foreign(self) -> bool:
+        return False
+
+    def _check_caller(self) -> None:
         # The usual way here: an unpatched program made its first call before its hub
         # ran. Two look-ups, and more only where gevent is there.
         if "gevent" in sys.modules:
@@ -101,7 +128,6 @@ class ThreadBackend:
                     "would stall its hub; pass backend='gevent', or set "
                     "UBATCH_BACKEND=gevent"
                 )
-        return False
 
     def in_owner(self, fn: Callable[[], Any]) -> Any:
         return fn()
@@ -115,10 +141,8 @@ class ThreadBackend:
     def again(self) -> ThreadBackend:
         return ThreadBackend()
 
-    def future(
-        self, batch: Batch, ticket: float, deadline: float | None
-    ) -> Future[Any]:
-        return Future(batch, ticket, deadline)
+    def future(self) -> Future[Any]:
+        return Future()
 
     def executor(self, option: ExecutorOption, workers: int) -> Executor:
         from ubatch.executors import for_threads
@@ -131,12 +155,34 @@ def make() -> ThreadBackend:
     return ThreadBackend()
 
 
-class ThreadLatch:
-    """One raw lock per waiter, so that no two waiters contend when it is set.
+class ParkedThread:
+    """One thread that waits to be told, on a lock of its own.
 
-    A ``threading.Event`` makes every waiter take the same lock again on its way
-    out: with 1000 callers the threads queue up a second time.
+    A ``threading.Event`` for the batch would make all its waiters take the same lock
+    again on their way out: with 1000 callers the threads queue up a second time.
     """
+
+    __slots__ = ("_lock", "_told")
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+        self._told: Told | None = None
+
+    def park(self, timeout: float | None) -> Told | None:
+        """Wait for resume(), *timeout* seconds at most."""
+        self._lock.acquire(timeout=_bounded(timeout))
+        told, self._told = self._told, None  # it holds this, too
+        return told
+
+    def resume(self, told: Told) -> None:
+        """Have park() return *told*."""
+        self._told = told
+        self._lock.release()
+
+
+class ThreadLatch:
+    """One raw lock per waiter, so that no two waiters contend when it is set."""
 
     __slots__ = ("_locks",)
 

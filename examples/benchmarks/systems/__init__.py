@@ -59,7 +59,7 @@ U002 = Environment("ubatch-0.0.2", ("ubatch==0.0.2", "gevent"), "ubatch")
 STREAMER = Environment(
     "service-streamer",
     # It declares neither redis nor tqdm, and imports both.
-    ("service_streamer==0.1.2", "redis", "tqdm", "gevent"),
+    ("service_streamer==0.1.2", "redis==8.1.0", "tqdm==4.70.1", "gevent"),
     "service_streamer",
 )
 BATCHED = Environment("batched", ("batched==0.1.5",), "batched")

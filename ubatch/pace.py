@@ -1,0 +1,114 @@
+"""How do calls come, and what does a batch cost?
+
+Plain data, without a lock or a clock: the collector holds its own around every use.
+"""
+
+from __future__ import annotations
+
+from ubatch.policy import Pace
+
+KEEP = 0.8
+"""What an average keeps of itself at each outcome: it follows within about five."""
+
+KEEP_FIT = 0.95
+"""The same for the handler's time, which takes batches of several sizes to learn."""
+
+SAME_SIZE = 0.1
+"""Batches whose sizes spread less than this, over their mean, show no slope."""
+
+
+class Observer:
+    """Averages of what was seen at the outcomes of batches.
+
+    An *outcome* is the moment when a batch's answers go out: from then on its
+    callers can call again, and what came since is the wave that it set off.
+    """
+
+    __slots__ = ("_cost", "_gap", "_lag", "_told", "_outcome", "_joined", "_first")
+
+    def __init__(self) -> None:
+        self._cost = Cost()
+        self._gap: float | None = None
+        self._lag: float | None = None
+        self._told = 0
+        self._outcome: float | None = None
+        self._joined = 0  # calls until then, in all
+        self._first: float | None = None  # when the first one after that came
+
+    def look(self, joined: int, newest: float) -> None:
+        """Note whether there was a call since the last outcome.
+
+        Args:
+            joined: Calls so far, in all.
+            newest: When the last of them came.
+        """
+        if self._first is None and joined > self._joined:
+            self._first = newest
+
+    def outcome(
+        self, told: int, seconds: float, joined: int, newest: float, now: float
+    ) -> None:
+        """Note that *told* callers get their answers now, after *seconds* of work."""
+        self._cost.add(told, seconds)
+        came = joined - self._joined
+        if self._outcome is not None and self._first is not None and came:
+            self._lag = _follow(self._lag, max(0.0, self._first - self._outcome))
+            if came > 1:
+                self._gap = _follow(self._gap, (newest - self._first) / (came - 1))
+        self._told = told
+        self._outcome = now
+        self._joined = joined
+        self._first = None
+
+    def pace(self, joined: int, now: float, overlaps: bool) -> Pace | None:
+        """Return what is known; None before there is enough of it."""
+        if self._gap is None or self._lag is None or self._outcome is None:
+            return None
+        return Pace(
+            self._gap,
+            self._lag,
+            self._cost.fixed(),
+            self._told,
+            max(0, self._told - (joined - self._joined)),
+            now - self._outcome,
+            overlaps,
+        )
+
+
+class Cost:
+    """A handler's time as ``fixed + size * each``: a line through the last batches.
+
+    Least squares with weights that fade; BentoML's dispatcher fits the same line to
+    its last 50 batches.
+    """
+
+    __slots__ = ("_count", "_sizes", "_seconds", "_squares", "_products")
+
+    def __init__(self) -> None:
+        self._count = self._sizes = self._seconds = 0.0
+        self._squares = self._products = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """Take in one batch."""
+        self._count = KEEP_FIT * self._count + 1
+        self._sizes = KEEP_FIT * self._sizes + size
+        self._seconds = KEEP_FIT * self._seconds + seconds
+        self._squares = KEEP_FIT * self._squares + size * size
+        self._products = KEEP_FIT * self._products + size * seconds
+
+    def fixed(self) -> float:
+        """Return the seconds that a batch of any size takes; at least one was added.
+
+        All of them, where all batches had the same size: what an extra one would
+        cost, at most.
+        """
+        size, seconds = self._sizes / self._count, self._seconds / self._count
+        spread = self._squares / self._count - size * size
+        if spread <= (SAME_SIZE * size) ** 2:
+            return seconds
+        each = (self._products / self._count - size * seconds) / spread
+        return max(0.0, seconds - max(0.0, each) * size)
+
+
+def _follow(average: float | None, seen: float) -> float:
+    return seen if average is None else KEEP * average + (1 - KEEP) * seen

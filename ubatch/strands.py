@@ -1,0 +1,206 @@
+"""What runs the batches, and when?
+
+A strand is a greenlet or a thread that closes a batch, has the handler run it, and
+hands its outcome back; there is one for each worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ubatch.batch import Batch
+from ubatch.errors import BackendError, Failure, HandlerExit
+from ubatch.executors import Executor, Outcome
+from ubatch.log import tell
+from ubatch.pace import Observer
+from ubatch.policy import TURN, Pace, Rules
+
+if TYPE_CHECKING:
+    from ubatch.collector import Collector
+
+logger = logging.getLogger(__name__)
+
+
+class Strands:
+    """The strands of one collector.
+
+    Owner: as the collector's, whose lock guards this too.
+    Invariant: ``_free`` of ``hired`` have no batch; while a batch waits and the life
+    is started, one is free, or as many as may be there are busy.
+    """
+
+    def __init__(
+        self, collector: Collector, rules: Rules, workers: int, executor: Executor
+    ) -> None:
+        self.hired = 0
+        self.running: set[Batch] = set()
+        self._free = 0
+        self._workers = workers
+        self._rules = rules
+        self._executor = executor
+        self._observer = Observer() if rules.linger == "adaptive" else None
+        self._collector = collector
+        self._lock = collector.lock
+        self._turnstile = collector.backend.mutex()  # one at a time looks for a batch
+        self._news = collector.backend.wake()  # there is something to look at
+
+    # What the collector does, under its lock.
+
+    def look(self) -> None:
+        """Have a free strand look at what waits, now."""
+        self._news.set()
+
+    def hire_if_short(self, coming: bool = False) -> None:
+        """Start a strand if a batch waits, none is free, and one more may be.
+
+        Args:
+            coming: A batch will wait as soon as this returns.
+
+        Raises:
+            BackendError: There is no strand, and none can be started.
+        """
+        collector = self._collector
+        if self._free or self.hired >= self._workers or not collector.life.started:
+            return
+        if not coming and not collector.waiting:
+            return
+        try:
+            collector.backend.spawn(self._work, self._ended)
+        except RuntimeError as error:
+            if not self.hired:
+                name = collector.name
+                raise BackendError(f"{name}: cannot start a worker") from error
+            return  # those that are there go on
+        self.hired += 1
+        self._free += 1
+
+    # What a strand does.
+
+    def _work(self) -> None:
+        """Run batches until the life is closed; the life of one strand."""
+        tired = False
+        while self._run_one(tired):
+            tired = self._executor.rest()
+
+    def _run_one(self, tired: bool) -> bool:
+        """Wait for a batch and run it; False when there will be none.
+
+        Where one is *tired*, others have a turn before a batch is closed.
+
+        A function of its own, so that an idle strand holds nothing of its last
+        batch.
+        """
+        with self._turnstile:
+            batch = self._next(tired)
+        if batch is None:
+            return False
+        failure = self._run(batch)
+        if failure is not None:
+            failure.release_frames()
+            cause = failure.error.__cause__
+            if isinstance(failure.error, HandlerExit) and cause is not None:
+                if isinstance(cause, self._executor.fatal):
+                    raise cause
+        return True
+
+    def _next(self, tired: bool) -> Batch | None:
+        """Wait until a batch should close, and close it; None to end."""
+        collector = self._collector
+        waiting = collector.waiting
+        while (
+            not collector.inherited()
+        ):  # a greenlet survives a fork; it must not go on
+            with self._lock:
+                now = monotonic()
+                expired = collector.expire_due(now)
+                batch, look_again = self._close_one(now)
+                end = collector.life.closed and not waiting
+            for ended in expired:
+                collector.tell(ended)
+            if batch is not None or end:
+                return batch
+            if look_again == TURN:
+                self._turn()
+            else:
+                self._news.wait(None if look_again == inf else look_again)
+        return None
+
+    def _turn(self) -> None:
+        self._collector.backend.turn(self._news)
+        with self._lock:
+            self._collector.waiting.observe_turn()
+
+    def _close_one(self, now: float) -> tuple[Batch | None, float]:
+        """Close the first batch that should be; else say when to look again."""
+        collector = self._collector
+        batch, decision = collector.waiting.choose(
+            self._rules, now, collector.life.closed, self._pace
+        )
+        if batch is None or decision.reason is None:
+            return None, max(decision.look_again, TURN)
+        collector.waiting.remove(batch)
+        self.running.add(batch)
+        self._free -= 1
+        size = len(batch.calls)
+        collector.counters.closed(size, decision.reason, batch.queued(now))
+        batch.begin(now)
+        self.hire_if_short()
+        return batch, TURN
+
+    def _pace(self, now: float) -> Pace | None:
+        """Note what came; return what is known of the callers and the handler."""
+        if self._observer is None:
+            return None
+        collector = self._collector
+        joined = collector.counters.accepted()
+        self._observer.look(joined, collector.newest)
+        return self._observer.pace(joined, now, self._executor.overlaps)
+
+    def _observe(self, batch: Batch) -> None:
+        """Note that a batch's answers are about to go out."""
+        if self._observer is not None:
+            collector, now = self._collector, monotonic()
+            joined, newest = collector.counters.accepted(), collector.newest
+            self._observer.look(joined, newest)
+            self._observer.outcome(batch.size, now - batch.began, joined, newest, now)
+
+    def _run(self, batch: Batch) -> Failure | None:
+        """Have the handler run a closed batch, and hand its outcome out."""
+        collector = self._collector
+        outcome = Outcome(None, Failure(collector.killed()), 0.0)
+        try:
+            outcome = self._executor.run(batch)
+        finally:  # whatever gets out of here, the callers get an answer
+            if not collector.inherited():
+                with self._lock:
+                    self.running.discard(batch)
+                    self._free += 1
+                    self._observe(batch)
+                collector.settle(batch, outcome)
+        return outcome.failure
+
+    def _ended(self, escaped: BaseException | None) -> None:
+        """Take note that a strand is gone; if it was not told to go, tell everybody.
+
+        The next call hires another.
+        """
+        collector = self._collector
+        if collector.inherited():
+            return
+        with self._lock:
+            self.hired -= 1
+            self._free -= 1
+            left = collector.waiting.take_all() if escaped is not None else []
+            end = collector.life.closed and not self.hired
+        collector.fail(left, collector.killed())
+        if escaped is not None:
+            # Not here: in a hub callback a log handler's lock must not be waited for.
+            message = "%s: what runs the batches died: %r"
+            collector.backend.defer(
+                lambda: tell(logger, logging.ERROR, message, collector.name, escaped)
+            )
+        if end:
+            collector.end()
