@@ -26,7 +26,7 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run test check format stress bench dist clean
+.PHONY: help run demo test check format stress bench dist clean
 .PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
@@ -42,6 +42,9 @@ run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (POR
 	@echo
 	@cd $(DIGITS) && HOST=$(HOST) PORT=$(PORT) WORKERS=$(WORKERS) \
 	    exec $(CURDIR)/$(PY) -m gunicorn -c gunicorn.conf.py app:app
+
+demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and with this one, and compare: a minute
+	@$(PY) $(BENCH)/demo.py
 
 test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (ARGS= goes to pytest)
 

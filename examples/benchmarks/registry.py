@@ -23,6 +23,8 @@ NAMES = (
     "cost",
     "lone",
     "growth",
+    "stall",
+    "serve",
 )
 """In the order of the report."""
 
