@@ -307,7 +307,7 @@ class Collector:
         handler = self._handler() if self.life.started else None  # or begin() sets it
         batch = Batch(self, shape, handler, now)
         self.waiting.add(batch)
-        self._strands.look()
+        self._strands.opened(now)
         return batch
 
     def _expire(self, batch: Batch, caller: Caller) -> Ended:

@@ -45,8 +45,13 @@ class Observer:
         self._joined = 0  # calls until then, in all
         self._first: float | None = None  # when the first one after that came
 
+    def opened(self, now: float) -> None:
+        """Note that a call came that opened a batch."""
+        if self._first is None:
+            self._first = now
+
     def look(self, joined: int, newest: float) -> None:
-        """Note whether there was a call since the last outcome.
+        """Note whether a call came that did not; a free worker looks once a turn.
 
         Args:
             joined: Calls so far, in all.

@@ -107,7 +107,7 @@ def decide(rules: Rules, look: Look) -> Decision:
     if rules.linger == "full":
         return Decision(None, rules.timeout - look.age)
     settled = look.quiet_turns >= rules.settled_turns
-    if look.pace is not None:
+    if rules.linger == "adaptive" and look.pace is not None:
         return _weigh(look, look.pace, settled)
     return CLOSE["settled"] if settled else AFTER_A_TURN
 

@@ -53,6 +53,12 @@ class Strands:
         """Have a free strand look at what waits, now."""
         self._news.set()
 
+    def opened(self, now: float) -> None:
+        """Have a free strand look at a new batch."""
+        if self._observer is not None:
+            self._observer.opened(now)
+        self._news.set()
+
     def hire_if_short(self, coming: bool = False) -> None:
         """Start a strand if a batch waits, none is free, and one more may be.
 

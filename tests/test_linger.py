@@ -1,0 +1,69 @@
+"""Does the default linger as well as the best of the others, whatever the load?"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+
+import pytest
+
+from tests.simulation import AtOnce, BentoML, Load, Ours, Rule, Served, Simulation
+from tests.simulation import loads as all_loads
+from ubatch.policy import Linger
+
+SECONDS, WARM = 2.0, 0.4
+LOADS = {load.name: load for load in all_loads(SECONDS)}
+FIXED: tuple[Linger, ...] = ("now", "settle", "full")
+NEAR = 1.05
+
+
+def served(load: Load, rule: Rule, overlaps: bool = True) -> Served:
+    return Simulation(load, rule, overlaps).run(SECONDS, WARM)
+
+
+@cache
+def by(name: str, linger: Linger) -> Served:
+    return served(LOADS[name], Ours(linger))
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_adaptive_is_within_five_percent_of_the_best_fixed_linger(name: str) -> None:
+    """By throughput and by p99, with no load's tuning."""
+    best = [by(name, linger) for linger in FIXED]
+    adaptive = by(name, "adaptive")
+    assert adaptive.throughput * NEAR >= max(one.throughput for one in best)
+    assert adaptive.p99 <= NEAR * min(one.p99 for one in best)
+
+
+@pytest.mark.parametrize("linger", FIXED)
+def test_no_fixed_linger_is_near_the_best_everywhere(linger: Linger) -> None:
+    """Else there would be nothing to adapt, and the test above could not fail."""
+    lost = [by(name, linger).p99 / by(name, "adaptive").p99 for name in LOADS]
+    assert max(lost) > 1.25
+
+
+@pytest.mark.parametrize("peer", [BentoML, AtOnce])
+def test_adaptive_beats_the_rules_of_peers(peer: type[Rule]) -> None:
+    """On the average over all loads, and never by losing much at one of them."""
+    waits, calls = [], []
+    for name, load in LOADS.items():
+        theirs, ours = served(load, peer()), by(name, "adaptive")
+        waits.append(theirs.p99 / ours.p99)
+        calls.append(ours.throughput / theirs.throughput)
+    assert min(waits) > 0.9 and min(calls) > 0.9
+    assert _mean(waits) > 1.05 and _mean(calls) > 1.02
+
+
+def test_on_the_hub_adaptive_loses_to_no_linger_where_calls_are_dear() -> None:
+    """Where the handler runs instead of the callers, waiting costs no overlap."""
+    for name, load in LOADS.items():
+        ours = served(load, Ours("adaptive", overlaps=False), overlaps=False)
+        best = max(
+            served(load, Ours(linger, overlaps=False), overlaps=False).throughput
+            for linger in FIXED
+        )
+        assert ours.throughput * NEAR >= best, name
+
+
+def _mean(ratios: list[float]) -> float:
+    return float(prod(ratios) ** (1 / len(ratios)))
