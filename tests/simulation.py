@@ -42,7 +42,9 @@ class Rule(Protocol):
 
     def closes(self, seen: Situation) -> bool: ...
 
-    def outcome(self, size: int, began: float, seen: Situation) -> None: ...
+    def outcome(
+        self, size: int, began: float, beside: int, seen: Situation
+    ) -> None: ...
 
 
 class Ours:
@@ -63,10 +65,10 @@ class Ours:
         look = Look(seen.size, age, seen.quiet_turns, True, False, pace)
         return decide(self._rules, look).reason is not None
 
-    def outcome(self, size: int, began: float, seen: Situation) -> None:
+    def outcome(self, size: int, began: float, beside: int, seen: Situation) -> None:
         now, joined, newest = seen.now, seen.joined, seen.newest
         self._observer.look(joined, newest)
-        self._observer.outcome(size, now - began, joined, newest, now)
+        self._observer.outcome(size, now - began, beside, joined, newest, now)
 
 
 class BentoML:
@@ -92,7 +94,7 @@ class BentoML:
         self._waits = [*self._waits, seen.now - seen.opened][-self.KEPT :]
         return True
 
-    def outcome(self, size: int, began: float, seen: Situation) -> None:
+    def outcome(self, size: int, began: float, beside: int, seen: Situation) -> None:
         pass
 
 
@@ -110,7 +112,7 @@ class AtOnce:
     def closes(self, seen: Situation) -> bool:
         return True
 
-    def outcome(self, size: int, began: float, seen: Situation) -> None:
+    def outcome(self, size: int, began: float, beside: int, seen: Situation) -> None:
         pass
 
 
@@ -147,7 +149,7 @@ class Simulation:
         self._waiting: list[tuple[float, float, Callable[[], None]]] = []
         self._running: list[tuple[float, float, Callable[[], None]]] = []
         self._began = self._ends = 0.0
-        self._quiet = self._joined = self._sequence = 0
+        self._quiet = self._joined = self._joined_before = self._sequence = 0
         self._newest = 0.0
         self._ended: list[tuple[float, float]] = []  # when, and after how long
         self._closed: list[float] = []
@@ -207,6 +209,7 @@ class Simulation:
         self._running = self._waiting[:MAX_SIZE]
         del self._waiting[:MAX_SIZE]
         self._began = self.now
+        self._joined_before = self._joined
         self._closed.append(self.now)
         size = len(self._running)
         self._ends = self.now + self._load.fixed + size * EACH
@@ -215,7 +218,8 @@ class Simulation:
 
     def _settle(self) -> None:
         batch, self._running = self._running, []
-        self._rule.outcome(len(batch), self._began, self._situation())
+        beside = self._joined - self._joined_before
+        self._rule.outcome(len(batch), self._began, beside, self._situation())
         for _, came, answered in batch:
             self._ended.append((self.now, self.now - came))
             answered()

@@ -51,6 +51,7 @@ class Batch:
         "handler",
         "opened",
         "began",
+        "joined",
         "arrived",
         "quiet_turns",
         "size",
@@ -75,6 +76,7 @@ class Batch:
         self.handler = handler  # it, and all it needs, lives until this is settled
         self.opened = now
         self.began = now  # when it was closed
+        self.joined = 0  # calls until then, in all batches
         self.arrived = 0.0  # times of arrival, less times of leaving, summed
         self.quiet_turns = 0
         self.size = 0  # calls that the handler gets
@@ -94,10 +96,11 @@ class Batch:
             self._arrived_seen = self.arrived
             self.quiet_turns = 0
 
-    def begin(self, now: float) -> None:
+    def begin(self, now: float, joined: int) -> None:
         """Freeze what the handler gets; who leaves from now on runs for nothing."""
         self.running = True
         self.began = now
+        self.joined = joined
         self.size = len(self.calls)
         self._callers = list(self.calls)
         items = list(self.calls.values())

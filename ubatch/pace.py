@@ -17,6 +17,10 @@ SAME_SIZE = 0.1
 """Batches whose sizes spread less than this, over their mean, show no slope."""
 
 
+FEW = 0.25
+"""Calls that come beside a batch, over its size, that do not slow it to speak of."""
+
+
 class Observer:
     """Averages of what was seen at the outcomes of batches.
 
@@ -25,7 +29,9 @@ class Observer:
     """
 
     __slots__ = (
-        "_cost",
+        "_alone",
+        "_all",
+        "_drag",
         "_gap",
         "_lag",
         "_usual",
@@ -36,7 +42,9 @@ class Observer:
     )
 
     def __init__(self) -> None:
-        self._cost = Cost()
+        self._alone = Cost()  # of batches beside which few calls came
+        self._all = Cost()
+        self._drag = 0.0
         self._gap: float | None = None
         self._lag: float | None = None
         self._usual: float | None = None
@@ -61,10 +69,25 @@ class Observer:
             self._first = newest
 
     def outcome(
-        self, told: int, seconds: float, joined: int, newest: float, now: float
+        self,
+        told: int,
+        seconds: float,
+        beside: int,
+        joined: int,
+        newest: float,
+        now: float,
     ) -> None:
-        """Note that *told* callers get their answers now, after *seconds* of work."""
-        self._cost.add(told, seconds)
+        """Note that *told* callers get their answers now, after *seconds* of work.
+
+        Args:
+            beside: Calls that came meanwhile.
+        """
+        self._all.add(told, seconds)
+        if beside <= FEW * told:
+            self._alone.add(told, seconds)
+        elif self._alone.known:
+            slower = max(0.0, seconds - self._alone.of(told))
+            self._drag = _follow(self._drag, slower / beside)
         came = joined - self._joined
         if self._outcome is not None and self._first is not None and came:
             self._usual = _follow(self._usual, came)
@@ -83,7 +106,8 @@ class Observer:
         return Pace(
             self._gap or 0.0,  # before the first wave, no call has to wait for one
             self._lag,
-            self._cost.fixed(),
+            self._drag,
+            (self._alone if self._alone.known else self._all).fixed,
             self._told,
             max(0, self._told - (joined - self._joined)),
             self._usual,
@@ -113,18 +137,32 @@ class Cost:
         self._squares = KEEP_FIT * self._squares + size * size
         self._products = KEEP_FIT * self._products + size * seconds
 
-    def fixed(self) -> float:
-        """Return the seconds that a batch of any size takes; at least one was added.
+    @property
+    def known(self) -> bool:
+        """There has been a batch."""
+        return self._count > 0.0
 
-        All of them, where all batches had the same size: what an extra one would
-        cost, at most.
-        """
+    @property
+    def each(self) -> float:
+        """Seconds that one more call takes."""
         size, seconds = self._sizes / self._count, self._seconds / self._count
         spread = self._squares / self._count - size * size
         if spread <= (SAME_SIZE * size) ** 2:
-            return seconds
-        each = (self._products / self._count - size * seconds) / spread
-        return max(0.0, seconds - max(0.0, each) * size)
+            return 0.0
+        return max(0.0, (self._products / self._count - size * seconds) / spread)
+
+    @property
+    def fixed(self) -> float:
+        """Seconds that a batch of any size takes.
+
+        All that it takes, where all batches had about the same size: what an extra
+        one would cost, at most.
+        """
+        return max(0.0, (self._seconds - self.each * self._sizes) / self._count)
+
+    def of(self, size: int) -> float:
+        """Return the seconds that a batch of that size takes."""
+        return self.fixed + self.each * size
 
 
 def _follow(average: float | None, seen: float) -> float:

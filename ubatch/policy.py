@@ -41,6 +41,8 @@ class Pace(NamedTuple):
     """From one call to the next, in a wave of them."""
     lag: float
     """From an outcome until the first call after it."""
+    drag: float
+    """By how much each call that comes beside a batch slows the batch."""
     fixed: float
     """What the handler takes for a batch of any size."""
     told: int
@@ -119,9 +121,11 @@ def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
     ``fixed + n * each`` for a batch of n. One batch for the whole wave takes
     ``N * gap + fixed + N * each``, since the worker stands idle while the wave comes
     in. Two batches of N/2 overlap with each other's waves, and take
-    ``2 * fixed + N * each``. So one waits for the wave exactly if
+    ``2 * fixed + N * each + N * drag``, where the drag is what they lose by that: to
+    the GIL, and to a busy loop that hears late of their end. So one waits for the
+    wave exactly if
 
-        gap * N < fixed
+        (gap - drag) * N < fixed
 
     N is who waits and who is missing: those whose answer went out last and who have
     not called again. In a stream that is no wave, such as Poisson's, as many as were
@@ -138,7 +142,7 @@ def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
     """
     if look.size == 1 and not pace.missing and pace.usual < ALONE:
         return CLOSE["settled"]
-    wave = pace.gap * (look.size + pace.missing)
+    wave = max(0.0, pace.gap - pace.drag) * (look.size + pace.missing)
     if (wave if pace.overlaps else 2 * pace.gap) >= pace.fixed:
         return CLOSE["now"]
     if not settled:

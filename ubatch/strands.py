@@ -156,7 +156,7 @@ class Strands:
         self._free -= 1
         size = len(batch.calls)
         collector.counters.closed(size, decision.reason, batch.queued(now))
-        batch.begin(now)
+        batch.begin(now, collector.counters.accepted())
         self.hire_if_short()
         return batch, TURN
 
@@ -174,8 +174,11 @@ class Strands:
         if self._observer is not None:
             collector, now = self._collector, monotonic()
             joined, newest = collector.counters.accepted(), collector.newest
+            beside = joined - batch.joined
             self._observer.look(joined, newest)
-            self._observer.outcome(batch.size, now - batch.began, joined, newest, now)
+            self._observer.outcome(
+                batch.size, now - batch.began, beside, joined, newest, now
+            )
 
     def _run(self, batch: Batch) -> Failure | None:
         """Have the handler run a closed batch, and hand its outcome out."""

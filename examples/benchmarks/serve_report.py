@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNBATCHED, POOL = "floor:call", "ours:gevent:threadpool"
-DEFAULTS = {"worker": "gevent", "route": "/predict", "linger": "settle"}
+DEFAULTS = {"worker": "gevent", "route": "/predict", "linger": "adaptive"}
 MAX_SIZE = 64
 HEAD = (
     *("server", "connections", "requests/s", "mean wait ms", "p50 ms", "p99 ms"),
