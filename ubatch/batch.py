@@ -130,6 +130,7 @@ class Batch:
                 told = [one for one in told if one[0] in self.calls]
         self.settled = True
         self.calls = {}  # nobody keeps the items alive any longer
+        self.deadlines = {}
         self.inputs = [], {}
         self._callers = []
         self.handler = None

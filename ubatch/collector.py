@@ -105,19 +105,25 @@ class Collector:
         batch = self.waiting.open.get(shape)
         if batch is None:
             batch = self._open_batch(shape, now)
+        if batch.gone:
+            # Race: 1. a call expires; 2. before its caller hears of that, it leaves;
+            #       3. it calls again, into the same batch. It is gone from one only.
+            batch.gone = set()
         self.newest = now
         batch.arrived += now
         calls = batch.calls
         calls[caller] = item
         counters.pending += 1
-        if deadline is not None:
-            batch.deadlines[caller] = now + deadline, deadline
-            if now + deadline < self.waiting.soonest:
-                self.waiting.soonest = now + deadline
+        try:
+            if deadline is not None:
+                self._note_deadline(batch, caller, now, deadline)
+            if len(calls) >= self._max_size:
+                del self.waiting.open[shape]
                 self._strands.look()
-        if len(calls) >= self._max_size:
-            del self.waiting.open[shape]
-            self._strands.look()
+        except BaseException:  # no stack left, or a signal: it will not be parked
+            batch.gone.add(caller)
+            self.leave(batch, caller)
+            raise
         return batch
 
     def submit(
@@ -146,8 +152,6 @@ class Collector:
                 batch.leave(caller, monotonic())
                 self.counters.ended(was_running=batch.running, cancelled=1)
                 self._drop_if_empty(batch)
-            else:
-                batch.gone.add(caller)
 
     def expire(self, batch: Batch, caller: Caller) -> None:
         """End a call whose deadline has passed, unless it has ended already."""
@@ -310,6 +314,14 @@ class Collector:
         self._strands.opened(now)
         return batch
 
+    def _note_deadline(
+        self, batch: Batch, caller: Caller, now: float, deadline: float
+    ) -> None:
+        batch.deadlines[caller] = now + deadline, deadline
+        if now + deadline < self.waiting.soonest:
+            self.waiting.soonest = now + deadline
+            self._strands.look()
+
     def _expire(self, batch: Batch, caller: Caller) -> Ended:
         deadline, seconds = batch.deadlines[caller]
         batch.leave(caller, deadline)
@@ -341,6 +353,8 @@ class Collector:
         if not batch.calls and not batch.running:
             self.counters.queued_seconds += batch.queued(0.0)
             self.waiting.remove(batch)
+            if not self.waiting:  # or a strand that lingered would keep its timer
+                self._strands.look()
 
     def _log_failure(self, batch: Batch, error: BaseException) -> None:
         tell(

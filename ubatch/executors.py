@@ -30,13 +30,6 @@ ExecutorName = Literal["threadpool", "hub_threadpool", "inline"]
 ExecutorOption = Union[ExecutorName, "ThreadPool", futures.Executor]
 EXECUTORS: tuple[ExecutorName, ...] = ("threadpool", "hub_threadpool", "inline")
 
-HUB_TURN = 0.0001
-"""Seconds that an inline handler may keep the hub without a turn for the others.
-
-While callbacks are ready the hub polls no socket for up to 50 of them, or for
-``sys.getswitchinterval()`` (5 ms) if that is later: fine for those that are shorter.
-"""
-
 HUB_STALL = 0.1
 """Seconds that an inline handler may keep the hub before we say so.
 
@@ -63,12 +56,14 @@ class Executor(Protocol):
     """What a handler may raise that has to end the strand too."""
     overlaps: bool
     """The handler runs beside the callers, not instead of them."""
+    on_hub: bool
+    """The handler runs on the hub, so that batch after batch would starve others."""
 
     def run(self, batch: Batch) -> Outcome:
         """Run a batch's handler; block the strand, raise nothing of the handler's."""
 
-    def rest(self) -> bool:
-        """Tell whether others need a turn before the strand closes another batch."""
+    def rest(self) -> None:
+        """Do what can wait until a batch has been settled."""
 
     def close(self) -> None:
         """Let go of threads that were made here. Does not wait for handlers."""
@@ -135,6 +130,7 @@ class InlineExecutor:
 
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
+    on_hub = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -142,8 +138,8 @@ class InlineExecutor:
     def run(self, batch: Batch) -> Outcome:
         return attempt(batch)
 
-    def rest(self) -> bool:
-        return False
+    def rest(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -152,6 +148,8 @@ class InlineExecutor:
 class HubExecutor(InlineExecutor):
     """Run the handler in a greenlet on the hub, for handlers that cooperate."""
 
+    on_hub = True
+
     def __init__(self, hub: Hub) -> None:
         from gevent import GreenletExit
 
@@ -159,21 +157,22 @@ class HubExecutor(InlineExecutor):
         self.fatal = (SystemExit, KeyboardInterrupt, GreenletExit)
         self.overlaps = False  # unless it cooperates
         self._hub = hub
-        self._tired = False
         self._stall: tuple[str, float] | None = None  # whose, and its seconds
         self._warned = False
 
     def run(self, batch: Batch) -> Outcome:
-        turned = self._hub.loop.now()
-        outcome = attempt(batch)
-        # The loop reads the clock once a turn: the same time means no turn.
-        self.overlaps = self._hub.loop.now() != turned
-        self._tired = outcome.seconds > HUB_TURN and not self.overlaps
-        if outcome.seconds > HUB_STALL and not self.overlaps:
+        ran: list[bool] = []  # the hub's callbacks, while the handler did
+        callback = self._hub.loop.run_callback(ran.append, True)
+        try:
+            outcome = attempt(batch)
+        finally:
+            callback.stop()
+        self.overlaps = bool(ran)
+        if outcome.seconds > HUB_STALL and not ran:
             self._stall = batch.collector.name, outcome.seconds
         return outcome
 
-    def rest(self) -> bool:
+    def rest(self) -> None:
         if self._stall is not None and not self._warned:
             self._warned = True
             tell(
@@ -183,7 +182,6 @@ class HubExecutor(InlineExecutor):
                 "meanwhile. Use executor='threadpool', or a handler that cooperates",
                 *self._stall,
             )
-        return self._tired
 
 
 class PoolExecutor:
@@ -191,6 +189,7 @@ class PoolExecutor:
 
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
+    on_hub = False
 
     def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
         self.name = name
@@ -202,8 +201,8 @@ class PoolExecutor:
         assert outcome is not None  # attempt() returns, whatever happens
         return outcome
 
-    def rest(self) -> bool:
-        return False
+    def rest(self) -> None:
+        pass
 
     def close(self) -> None:
         if self._owned:
@@ -219,6 +218,7 @@ class FuturesExecutor:
 
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
+    on_hub = False
 
     def __init__(
         self,
@@ -245,8 +245,8 @@ class FuturesExecutor:
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
 
-    def rest(self) -> bool:
-        return False
+    def rest(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -18,6 +18,9 @@ Reason = Literal["full", "timeout", "settled", "now", "stop"]
 TURN = 0.0
 """Look again after one turn of the backend: when all that was ready has run."""
 
+SHORT = 0.001
+"""Seconds; for less than that one takes turns, as timers are no finer."""
+
 ALONE = 1.5
 """Calls between two outcomes, on average, below which a call expects no company."""
 
@@ -110,11 +113,11 @@ def decide(rules: Rules, look: Look) -> Decision:
         return Decision(None, rules.timeout - look.age)
     settled = look.quiet_turns >= rules.settled_turns
     if rules.linger == "adaptive" and look.pace is not None:
-        return _weigh(look, look.pace, settled)
+        return _weigh(rules, look, look.pace, settled)
     return CLOSE["settled"] if settled else AFTER_A_TURN
 
 
-def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
+def _weigh(rules: Rules, look: Look, pace: Pace, settled: bool) -> Decision:
     """Decide by what waiting costs, and what it saves.
 
     Let N callers come in waves, one every ``gap``, to a handler that takes
@@ -149,6 +152,9 @@ def _weigh(look: Look, pace: Pace, settled: bool) -> Decision:
         return AFTER_A_TURN
     if pace.overlaps and pace.missing and pace.lag + wave < pace.fixed:
         expected = pace.lag + pace.gap * pace.told
-        if pace.since < PATIENCE * expected:
-            return Decision(None, max(expected - pace.since, TURN))
+        overdue = PATIENCE * expected
+        if pace.since < overdue:
+            until = expected if pace.since < expected else overdue
+            wait = min(until - pace.since, rules.timeout - look.age)
+            return Decision(None, wait if wait >= SHORT else TURN)
     return CLOSE["settled"]

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TURN_EVERY = 0.001
+"""Seconds after which strands on the hub let its loop turn before the next batch.
+
+While callbacks are ready a loop polls no socket for 50 of them, whatever each takes:
+a batch and all its callers are two.
+"""
+
 
 class Strands:
     """The strands of one collector.
@@ -38,6 +45,7 @@ class Strands:
         self.hired = 0
         self.running: set[Batch] = set()
         self._free = 0
+        self._turned = 0.0  # when a strand last let the loop turn
         self._workers = workers
         self._rules = rules
         self._executor = executor
@@ -87,20 +95,17 @@ class Strands:
 
     def _work(self) -> None:
         """Run batches until the life is closed; the life of one strand."""
-        tired = False
-        while self._run_one(tired):
-            tired = self._executor.rest()
+        while self._run_one():
+            self._executor.rest()
 
-    def _run_one(self, tired: bool) -> bool:
+    def _run_one(self) -> bool:
         """Wait for a batch and run it; False when there will be none.
-
-        Where one is *tired*, others have a turn before a batch is closed.
 
         A function of its own, so that an idle strand holds nothing of its last
         batch.
         """
         with self._turnstile:
-            batch = self._next(tired)
+            batch = self._next()
         if batch is None:
             return False
         failure = self._run(batch)
@@ -112,7 +117,7 @@ class Strands:
                     raise cause
         return True
 
-    def _next(self, tired: bool) -> Batch | None:
+    def _next(self) -> Batch | None:
         """Wait until a batch should close, and close it; None to end."""
         collector = self._collector
         waiting = collector.waiting
@@ -120,9 +125,8 @@ class Strands:
             collector.backend.breathe()
         # A greenlet survives a fork, and must not go on in the child.
         while not collector.inherited():
-            if tired and waiting:
+            if self._executor.on_hub and waiting and self._long_since_a_turn():
                 self._turn()
-                tired = False
             with self._lock:
                 now = monotonic()
                 expired = collector.expire_due(now)
@@ -140,8 +144,12 @@ class Strands:
 
     def _turn(self) -> None:
         self._collector.backend.turn(self._news)
+        self._turned = monotonic()
         with self._lock:
             self._collector.waiting.observe_turn()
+
+    def _long_since_a_turn(self) -> bool:
+        return monotonic() - self._turned > TURN_EVERY
 
     def _close_one(self, now: float) -> tuple[Batch | None, float]:
         """Close the first batch that should be; else say when to look again."""

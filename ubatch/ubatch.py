@@ -253,8 +253,9 @@ class UBatch(Calls[T, S]):
         caller = collector.caller()
         if caller is None:
             return self._call_from_afar(args, kwargs, deadline)
-        batch = collector.join(caller, args, kwargs, deadline)
+        batch = None
         try:
+            batch = collector.join(caller, args, kwargs, deadline)
             if running_batch.get() is not None:
                 with waiting_for(batch):
                     told = collector.wait(batch, caller, deadline)
@@ -263,7 +264,9 @@ class UBatch(Calls[T, S]):
             else:
                 told = collector.park(caller, None)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
-            collector.leave(batch, caller)
+            if batch is not None:
+                batch.gone.add(caller)  # for sure, even if no stack is left to do more
+                collector.leave(batch, caller)
             raise
         answer = told[1]
         if type(answer) is Failure:

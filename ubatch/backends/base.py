@@ -54,7 +54,8 @@ class Backend(Protocol):
         """Return *fn*, made to run under a lock() of this backend."""
 
     def caller(self) -> Caller | None:
-        """Return who is calling, as one that can be parked; None if it is foreign.
+        """Return who is calling, as one that can be parked; None if it has to wait
+        for a future: it is foreign, or equal to another.
 
         Raises:
             BackendError: The caller's wait would stall others.

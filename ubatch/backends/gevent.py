@@ -107,7 +107,9 @@ class GeventBackend:
 
     def caller(self) -> greenlet | None:
         caller = getcurrent()
-        if caller.parent is self._hub or get_hub_if_exists() is self._hub:
+        if caller.parent is self._hub and type(caller) in _told_apart:
+            return caller
+        if get_hub_if_exists() is self._hub and _can_be_told_apart(type(caller)):
             return caller
         return None
 
@@ -318,6 +320,17 @@ class ForeignLatch(ThreadLatch):
             if not self._backend.alive():
                 raise _gone()
         return True
+
+
+_told_apart: set[type] = set()
+
+
+def _can_be_told_apart(kind: type) -> bool:
+    """Tell whether greenlets of a class are equal only if they are the same."""
+    if any("__eq__" in vars(base) for base in kind.__mro__ if base is not object):
+        return False
+    _told_apart.add(kind)
+    return True
 
 
 def _resume(told: Iterator[Told], gone: Set[Caller]) -> None:
