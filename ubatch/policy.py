@@ -152,7 +152,7 @@ def _weigh(rules: Rules, look: Look, pace: Pace, settled: bool) -> Decision:
         return AFTER_A_TURN
     if pace.overlaps and pace.missing and pace.lag + wave < pace.fixed:
         expected = pace.lag + pace.gap * pace.told
-        overdue = PATIENCE * expected
+        overdue = min(PATIENCE * expected, pace.fixed)
         if pace.since < overdue:
             until = expected if pace.since < expected else overdue
             wait = min(until - pace.since, rules.timeout - look.age)
