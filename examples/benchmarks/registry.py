@@ -23,6 +23,7 @@ NAMES = (
     "cost",
     "lone",
     "growth",
+    "linger",
 )
 """In the order of the report."""
 
