@@ -26,7 +26,7 @@ import arrivals
 HERE = Path(__file__).resolve().parent
 FEEDER, CLIENTS = HERE / "arrivals.py", HERE / "clients.py"
 SEED = 20
-START_UP = 0.15
+START_UP = 0.1
 """Seconds that a process that makes calls gets to start."""
 PATIENCE = 5.0
 """Seconds that callers get for their last answer."""
