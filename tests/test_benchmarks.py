@@ -77,6 +77,23 @@ wanted = dataclasses.replace(BENCHMARK, full={"how": cells}, limit=limit)
 print(json.dumps(measure(wanted, [good, bad][:systems], repeats).data))
 """
 
+LINGERS = ["linger:now", "linger:settle", "linger:full", "linger:adaptive"]
+LINGER = """
+import dataclasses
+import json
+import sys
+
+from linger import BENCHMARK
+from measure import measure
+from systems import selected
+
+loads = {"closed": [], "poisson": [], "burst": [], **json.loads(sys.argv[1])}
+quick = dataclasses.replace(BENCHMARK, quick={**BENCHMARK.quick, **loads})
+result = measure(quick, selected(quick.systems), 1, quick=True)
+print(json.dumps([result.data, quick.table(result)]))
+"""
+"""A quick run of some loads."""
+
 
 @pytest.mark.parametrize("program", ["", *PROGRAMS])
 def test_every_program_tells_how_it_is_used(program: str) -> None:
@@ -164,6 +181,38 @@ def test_what_cannot_be_installed_is_missing_with_its_reason(tmp_path: Path) -> 
     assert [cell["system"] for cell in result["cells"]] == ["floor:call"]
     assert list(result["missing"]) == ["rival:call"]
     assert "no-such-package" in result["missing"]["rival:call"]
+
+
+def test_every_linger_is_compared_with_the_others() -> None:
+    """A closed loop is measured for the four lingers, and the default judged."""
+    result, text = _linger(closed=[["threadpool", 2, 8, 0]])
+
+    assert [cell["system"] for cell in result["cells"]] == LINGERS
+    for cell in result["cells"]:
+        assert "failed" not in cell
+        assert 1 <= cell["metrics"]["mean_batch"]["median"] <= 8
+        assert cell["metrics"]["p50_ms"]["median"] >= 2
+    assert "2 ms, 8 clients, work 0 us" in text
+
+
+@pytest.mark.server
+def test_bursts_are_answered_by_every_linger() -> None:
+    """A burst reaches gunicorn's workers, and its batches are told apart."""
+    result, text = _linger(burst=[[2, 2]])
+
+    for cell in result["cells"]:
+        assert "failed" not in cell
+        figures = {name: seen["median"] for name, seen in cell["metrics"].items()}
+        assert 1 <= figures["calls_per_share"] <= figures["calls_per_burst"] <= 20
+        assert figures["mean_batch"] * figures["calls_per_burst"] == pytest.approx(20)
+    assert "2 ms, -w 2" in text
+
+
+def _linger(**loads: list[Any]) -> tuple[dict[str, Any], str]:
+    """Measure some loads of the benchmark of lingers; return result and tables."""
+    found: dict[str, Any]
+    found, text = json.loads(_python(LINGER, json.dumps(loads)))
+    return found, text
 
 
 def _broken(

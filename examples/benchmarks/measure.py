@@ -201,5 +201,6 @@ def _merged(versions: dict[str, dict[str, str]]) -> dict[str, str]:
             if package in ("python", "gevent", "greenlet"):
                 merged.setdefault(package, version)
             elif kind != "floor":
-                merged[kind if package == "ubatch" else package] = version
+                ours = "ours" if kind == "linger" else kind
+                merged[ours if package == "ubatch" else package] = version
     return merged

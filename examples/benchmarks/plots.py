@@ -13,6 +13,7 @@ from systems import SYSTEMS
 
 COLOURS = {
     "ours": ("#0b6e4f", "#35b37e", "#7fcf5f"),
+    "linger": ("#0077b6", "#e07a00", "#b5179e", "#0b6e4f"),
     "floor": ("#555555", "#808080", "#a0a0a0", "#b4b4b4", "#c8c8c8"),
     "ubatch-0.0.2": ("#c1121f", "#f06a74"),
     "service-streamer": ("#e07a00", "#ffb347"),

@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from results import Aim, Result
     from systems import System
 
-NAMES = (
-    "cost",
-    "lone",
-    "growth",
-    "stall",
-    "serve",
-)
+NAMES = ("cost", "lone", "stall", "serve", "linger", "growth")
 """In the order of the report."""
 
 Cell = Mapping[str, Any]

@@ -74,6 +74,10 @@ SYSTEMS = {
         System("ours:gevent:inline", "gevent", ours.inline),
         System("ours:gevent:threadpool", "gevent", ours.threadpool),
         System("ours:thread", "thread", ours.thread),
+        *(
+            System(f"linger:{name}", "gevent", ours.lingering(name))
+            for name in ("now", "settle", "full", "adaptive")
+        ),
         System("floor:call", "thread", floors.call),
         System("floor:switch", "gevent", floors.switch),
         System("floor:waiter", "gevent", floors.waiter),

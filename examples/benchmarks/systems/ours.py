@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,3 +32,13 @@ def threadpool(handler: Any, max_size: int, timeout: float, **options: Any) -> A
 def thread(handler: Any, max_size: int, timeout: float, **options: Any) -> Any:
     """Native threads, where "threadpool" and "inline" are the same."""
     return _opened(handler, max_size, timeout, **{"backend": "thread", **options})
+
+
+def lingering(linger: str) -> Callable[..., Any]:
+    """Greenlets, with one of the lingers; the executor is an option."""
+
+    def opener(handler: Any, max_size: int, timeout: float, **options: Any) -> Any:
+        wanted = {"backend": "gevent", "linger": linger, **options}
+        return _opened(handler, max_size, timeout, **wanted)
+
+    return opener
