@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import weakref
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_who_leaves_an_expired_call_and_calls_again_is_told(hub: World) -> None:
         return ub.ubatch(20)
 
     for _ in range(10):
-        ub = full(3)
+        ub = UBatch(9, 0.2, handler=doubled, backend="gevent", linger="full").start()
         keeps_it_open = hub.spawn(ub.ubatch, 1)
         hub.until(lambda: ub.stats().pending == 1)
         caller = hub.spawn(client)
@@ -45,6 +46,44 @@ def test_who_leaves_an_expired_call_and_calls_again_is_told(hub: World) -> None:
         last = hub.spawn(ub.ubatch, 3)
         assert [2, 40, 6] == [keeps_it_open.result(), caller.result(), last.result()]
         ub.stop()
+
+
+def test_what_a_call_is_told_reaches_no_later_call(hub: World) -> None:
+    """One expires, another joins, the first is thrown out: all in one turn."""
+    ub = UBatch(99, 0.3, handler=doubled, backend="gevent", linger="full").start()
+    ended: list[Any] = []
+
+    class ThrownOut(Exception):
+        pass
+
+    def client() -> None:
+        with pytest.raises(ThrownOut):
+            ub.with_options(deadline=0.05).ubatch(1)
+        ended.extend(ub.ubatch(n) for n in (2, 3))
+
+    def call_after(seconds: float, n: int) -> int:
+        gevent.sleep(seconds)
+        return ub.ubatch(n)
+
+    others = [hub.spawn(ub.ubatch, 0)]
+    leaver = gevent.spawn(ub.ubatch, 9)
+    hub.until(lambda: ub.stats().pending == 2)
+    caller = gevent.spawn(client)
+    hub.until(lambda: ub.stats().pending == 3)
+    leaver.kill()
+    others.append(hub.spawn(call_after, 0.05, 5))
+    timer = gevent.get_hub().loop.timer(0.05)
+    gevent.sleep(0)
+    timer.start(caller.throw, ThrownOut, update=True)
+    end = time.monotonic() + 0.08
+    while time.monotonic() < end:  # so that all of it is due at once
+        pass
+    gevent.joinall([caller], timeout=20)
+    timer.close()
+    assert [4, 6] == ended
+    assert [0, 10] == [other.result() for other in others]
+    assert (0, 0) == (ub.stats().pending, ub.stats().running)
+    ub.stop()
 
 
 def test_a_caller_may_end_the_next_one_before_it_is_told(hub: World) -> None:

@@ -103,12 +103,11 @@ class Collector:
             raise self._full()
         now = monotonic()
         batch = self.waiting.open.get(shape)
-        if batch is None:
+        # Race: 1. a call expires; 2. before its caller hears of that, it leaves; 3. it
+        #       calls again. What it was to be told is still on its way, and is held
+        #       back since it is gone from that batch: so it cannot be in it again.
+        if batch is None or (batch.gone and caller in batch.gone):
             batch = self._open_batch(shape, now)
-        if batch.gone:
-            # Race: 1. a call expires; 2. before its caller hears of that, it leaves;
-            #       3. it calls again, into the same batch. It is gone from one only.
-            batch.gone = set()
         self.newest = now
         batch.arrived += now
         calls = batch.calls
@@ -150,6 +149,7 @@ class Collector:
         with self.lock:
             if caller in batch.calls:
                 batch.leave(caller, monotonic())
+                batch.gone.discard(caller)  # there is nothing to hold back
                 self.counters.ended(was_running=batch.running, cancelled=1)
                 self._drop_if_empty(batch)
 

@@ -155,6 +155,7 @@ def _weigh(rules: Rules, look: Look, pace: Pace, settled: bool) -> Decision:
         overdue = min(PATIENCE * expected, pace.fixed)
         if pace.since < overdue:
             until = expected if pace.since < expected else overdue
-            wait = min(until - pace.since, rules.timeout - look.age)
+            back = max(SHORT, pace.gap * pace.missing)  # they may be, before that
+            wait = min(back, until - pace.since, rules.timeout - look.age)
             return Decision(None, wait if wait >= SHORT else TURN)
     return CLOSE["settled"]

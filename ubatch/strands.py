@@ -35,8 +35,8 @@ class Strands:
     """The strands of one collector.
 
     Owner: as the collector's, whose lock guards this too.
-    Invariant: ``_free`` of ``hired`` have no batch; while a batch waits and the life
-    is started, one is free, or as many as may be there are busy.
+    Invariant: while a batch waits and the life is started, one of the ``hired`` is
+    free, or as many as may be there are busy: each with one that is ``running``.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class Strands:
     ) -> None:
         self.hired = 0
         self.running: set[Batch] = set()
-        self._free = 0
         self._turned = 0.0  # when a strand last let the loop turn
         self._workers = workers
         self._rules = rules
@@ -77,7 +76,9 @@ class Strands:
             BackendError: There is no strand, and none can be started.
         """
         collector = self._collector
-        if self._free or self.hired >= self._workers or not collector.life.started:
+        if not len(self.running) == self.hired < self._workers:
+            return
+        if not collector.life.started:
             return
         if not coming and not collector.waiting:
             return
@@ -89,7 +90,6 @@ class Strands:
                 raise BackendError(f"{name}: cannot start a worker") from error
             return  # those that are there go on
         self.hired += 1
-        self._free += 1
 
     # What a strand does.
 
@@ -161,7 +161,6 @@ class Strands:
             return None, max(decision.look_again, TURN)
         collector.waiting.remove(batch)
         self.running.add(batch)
-        self._free -= 1
         size = len(batch.calls)
         collector.counters.closed(size, decision.reason, batch.queued(now))
         batch.begin(now, collector.counters.accepted())
@@ -178,9 +177,12 @@ class Strands:
         return self._observer.pace(joined, now, self._executor.overlaps)
 
     def _observe(self, batch: Batch) -> None:
-        """Note that a batch's answers are about to go out."""
-        if self._observer is not None:
-            collector, now = self._collector, monotonic()
+        """Note that a batch's answers have just gone out."""
+        if self._observer is None:
+            return
+        collector = self._collector
+        with self._lock:
+            now = monotonic()
             joined, newest = collector.counters.accepted(), collector.newest
             beside = joined - batch.joined
             self._observer.look(joined, newest)
@@ -198,9 +200,8 @@ class Strands:
             if not collector.inherited():
                 with self._lock:
                     self.running.discard(batch)
-                    self._free += 1
-                    self._observe(batch)
                 collector.settle(batch, outcome)
+                self._observe(batch)
         return outcome.failure
 
     def _ended(self, escaped: BaseException | None) -> None:
@@ -213,8 +214,10 @@ class Strands:
             return
         with self._lock:
             self.hired -= 1
-            self._free -= 1
             left = collector.waiting.take_all() if escaped is not None else []
+            if not self.hired:  # a signal may have struck with one in hand
+                left += self.running
+                self.running.clear()
             end = collector.life.closed and not self.hired
         collector.fail(left, collector.killed())
         if escaped is not None:

@@ -109,6 +109,11 @@ class GeventBackend:
         caller = getcurrent()
         if caller.parent is self._hub and type(caller) in _told_apart:
             return caller
+        if caller is self._hub:
+            raise BackendError(
+                "a callback of the hub called and would wait, which would stall the "
+                "hub; use submit(), or spawn a greenlet"
+            )
         if get_hub_if_exists() is self._hub and _can_be_told_apart(type(caller)):
             return caller
         return None
