@@ -155,7 +155,7 @@ BENCHMARK = Benchmark(
     table=show,
     plot=plot,
     aims=aims,
-    full={"callers": [1, 10, 100, 1000, 10_000], "seconds": 0.3, "warm_up": 0.1},
+    full={"callers": [1, 10, 100, 1000, 10_000], "seconds": 0.2, "warm_up": 0.06},
     quick={"callers": [1, 100], "seconds": 0.05, "warm_up": 0.02},
 )
 

@@ -292,8 +292,8 @@ BENCHMARK = Benchmark(
     aims=aims,
     most_repeats=3,
     full={
-        "seconds": 0.4,
-        "warm_up": 0.12,
+        "seconds": 0.35,
+        "warm_up": 0.1,
         "closed": [
             *(
                 ("threadpool", 2, clients, work)

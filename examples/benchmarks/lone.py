@@ -146,7 +146,7 @@ BENCHMARK = Benchmark(
     table=show,
     plot=plot,
     aims=aims,
-    full={"seconds": 0.7, "warm_up": 0.15, "direct": 150},
+    full={"seconds": 0.45, "warm_up": 0.1, "direct": 80},
     quick={"seconds": 0.1, "warm_up": 0.05, "direct": 20},
 )
 

@@ -42,8 +42,6 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
     many = parameters["many_connections"]
     for model in parameters["models"]:
         found += _levels(model, parameters[LEVELS[model]])
-        if system.name in (POOL, INLINE) and model == "forest":
-            found += _levels(model, many, linger="now")
         if system.name == UNBATCHED:
             found += [_cell(model, 1, route="/handler/64")]
         if system.name == UNBATCHED and model == "forest":
@@ -93,7 +91,7 @@ def _config(system: System, cell: Cell) -> Config:
     batcher = "none" if system.name == UNBATCHED else "ubatch"
     options: dict[str, Any] = {}
     if system.name in (POOL, INLINE):
-        options = {"executor": system.name.rpartition(":")[2], "linger": cell["linger"]}
+        options = {"executor": system.name.rpartition(":")[2]}
     return Config(cell["model"], batcher, tuple(options.items()), cell["worker"])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNBATCHED, POOL = "floor:call", "ours:gevent:threadpool"
-DEFAULTS = {"worker": "gevent", "route": "/predict", "linger": "adaptive"}
+DEFAULTS = {"worker": "gevent", "route": "/predict"}
 MAX_SIZE = 64
 HEAD = (
     *("server", "connections", "requests/s", "mean wait ms", "p50 ms", "p99 ms"),
@@ -53,10 +53,8 @@ def label(cell: dict[str, Any]) -> str:
         return "no model"
     if cell["system"] == UNBATCHED:
         return "unbatched"
-    name = ":".join(
-        word for word in cell["system"].split(":") if word not in ("gevent", "thread")
-    )
-    return name + (", now" if cell["linger"] == "now" else "")
+    words = cell["system"].split(":")
+    return ":".join(word for word in words if word not in ("gevent", "thread"))
 
 
 def _figures(result: Result, cell: dict[str, Any]) -> list[str]:

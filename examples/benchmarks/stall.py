@@ -274,7 +274,7 @@ BENCHMARK = Benchmark(
     table=show,
     plot=plot,
     aims=aims,
-    full={"handlers": list(MAKERS), "seconds": 0.7},
+    full={"handlers": list(MAKERS), "seconds": 0.5},
     quick={"handlers": ["sleep", "python"], "seconds": 0.3},
     requirements=("numpy", "scikit-learn"),
 )
