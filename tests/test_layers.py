@@ -39,8 +39,10 @@ LAYERS = {
     "backends.thread": {
         *("backends.gevent", "backends.native", "errors", "executors", "future"),
     },
+    "backends.inbox": {"process"},
     "backends.gevent": {
-        *("backends.thread", "errors", "executors", "future", "options", "process"),
+        *("backends.inbox", "backends.thread", "errors", "executors", "future"),
+        "options",
     },
     "calls": {"future"},
     "ubatch": {
@@ -54,7 +56,7 @@ LAYERS = {
     "": {"decorators", "errors", "future", "stats", "ubatch"},
 }
 ONLY_IN = {
-    "gevent": {"backends.gevent", "executors"},
+    "gevent": {"backends.gevent", "backends.inbox", "executors"},
     "greenlet": {"backends.gevent"},
     "threading": {"backends.thread"},
     "_thread": {"backends.native", "backends.thread"},
