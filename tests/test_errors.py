@@ -8,6 +8,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -286,7 +287,8 @@ def test_killing_the_collector_fails_who_waits_and_the_next_call_works(
             if isinstance(found, gevent.Greenlet)
             and not found.dead
             and found.args
-            and isinstance(getattr(found.args[0], "__self__", None), Strands)
+            and isinstance(found.args[0], partial)
+            and isinstance(found.args[0].func.__self__, Strands)
         ]
 
     gate = hub.gate()

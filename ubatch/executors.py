@@ -126,10 +126,10 @@ def for_gevent(option: ExecutorOption, workers: int, hub: Hub) -> Executor:
 
 
 class InlineExecutor:
-    """Run the handler in the strand itself."""
+    """Run the handler in the strand itself, a thread."""
 
     fatal: tuple[type[BaseException], ...] = ()
-    overlaps = True
+    overlaps = False  # the threads that call share the interpreter with it
     on_hub = False
 
     def __init__(self, name: str) -> None:

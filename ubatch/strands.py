@@ -7,6 +7,7 @@ hands its outcome back; there is one for each worker.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -82,8 +83,11 @@ class Strands:
             return
         if not coming and not collector.waiting:
             return
+        hand: list[Batch] = []  # the batch that this strand has closed, or none
         try:
-            collector.backend.spawn(self._work, self._ended)
+            collector.backend.spawn(
+                partial(self._work, hand), partial(self._ended, hand)
+            )
         except RuntimeError as error:
             if not self.hired:
                 name = collector.name
@@ -93,22 +97,22 @@ class Strands:
 
     # What a strand does.
 
-    def _work(self) -> None:
+    def _work(self, hand: list[Batch]) -> None:
         """Run batches until the life is closed; the life of one strand."""
-        while self._run_one():
+        while self._run_one(hand):
             self._executor.rest()
 
-    def _run_one(self) -> bool:
+    def _run_one(self, hand: list[Batch]) -> bool:
         """Wait for a batch and run it; False when there will be none.
 
         A function of its own, so that an idle strand holds nothing of its last
         batch.
         """
         with self._turnstile:
-            batch = self._next()
+            batch = self._next(hand)
         if batch is None:
             return False
-        failure = self._run(batch)
+        failure = self._run(batch, hand)
         if failure is not None:
             failure.release_frames()
             cause = failure.error.__cause__
@@ -117,11 +121,13 @@ class Strands:
                     raise cause
         return True
 
-    def _next(self) -> Batch | None:
+    def _next(self, hand: list[Batch]) -> Batch | None:
         """Wait until a batch should close, and close it; None to end."""
         collector = self._collector
         waiting = collector.waiting
-        if waiting:  # who was just answered may call again before anything is closed
+        if waiting and self._executor.on_hub:
+            # Who was just answered may call again. Elsewhere the worker comes first:
+            # it would idle while they do, and lose up to a third of the throughput.
             collector.backend.breathe()
         # A greenlet survives a fork, and must not go on in the child.
         while not collector.inherited():
@@ -130,7 +136,7 @@ class Strands:
             with self._lock:
                 now = monotonic()
                 expired = collector.expire_due(now)
-                batch, look_again = self._close_one(now)
+                batch, look_again = self._close_one(now, hand)
                 end = collector.life.closed and not waiting
             for ended in expired:
                 collector.tell(ended)
@@ -151,7 +157,7 @@ class Strands:
     def _long_since_a_turn(self) -> bool:
         return monotonic() - self._turned > TURN_EVERY
 
-    def _close_one(self, now: float) -> tuple[Batch | None, float]:
+    def _close_one(self, now: float, hand: list[Batch]) -> tuple[Batch | None, float]:
         """Close the first batch that should be; else say when to look again."""
         collector = self._collector
         batch, decision = collector.waiting.choose(
@@ -159,8 +165,9 @@ class Strands:
         )
         if batch is None or decision.reason is None:
             return None, max(decision.look_again, TURN)
-        collector.waiting.remove(batch)
+        hand.append(batch)
         self.running.add(batch)
+        collector.waiting.remove(batch)
         size = len(batch.calls)
         collector.counters.closed(size, decision.reason, batch.queued(now))
         batch.begin(now, collector.counters.accepted())
@@ -176,8 +183,23 @@ class Strands:
         self._observer.look(joined, collector.newest)
         return self._observer.pace(joined, now, self._executor.overlaps)
 
+    def _run(self, batch: Batch, hand: list[Batch]) -> Failure | None:
+        """Have the handler run a closed batch, and hand its outcome out."""
+        collector = self._collector
+        outcome = Outcome(None, Failure(collector.killed()), 0.0)
+        try:
+            outcome = self._executor.run(batch)
+        finally:  # whatever gets out of here, the callers get an answer
+            if not collector.inherited():
+                self._observe(batch)
+                collector.settle(batch, outcome)
+                with self._lock:
+                    self.running.discard(batch)
+                    hand.clear()
+        return outcome.failure
+
     def _observe(self, batch: Batch) -> None:
-        """Note that a batch's answers have just gone out."""
+        """Note that a batch's answers are about to go out."""
         if self._observer is None:
             return
         collector = self._collector
@@ -190,21 +212,7 @@ class Strands:
                 batch.size, now - batch.began, beside, joined, newest, now
             )
 
-    def _run(self, batch: Batch) -> Failure | None:
-        """Have the handler run a closed batch, and hand its outcome out."""
-        collector = self._collector
-        outcome = Outcome(None, Failure(collector.killed()), 0.0)
-        try:
-            outcome = self._executor.run(batch)
-        finally:  # whatever gets out of here, the callers get an answer
-            if not collector.inherited():
-                with self._lock:
-                    self.running.discard(batch)
-                collector.settle(batch, outcome)
-                self._observe(batch)
-        return outcome.failure
-
-    def _ended(self, escaped: BaseException | None) -> None:
+    def _ended(self, hand: list[Batch], escaped: BaseException | None) -> None:
         """Take note that a strand is gone; if it was not told to go, tell everybody.
 
         The next call hires another.
@@ -214,10 +222,8 @@ class Strands:
             return
         with self._lock:
             self.hired -= 1
-            left = collector.waiting.take_all() if escaped is not None else []
-            if not self.hired:  # a signal may have struck with one in hand
-                left += self.running
-                self.running.clear()
+            self.running.difference_update(hand)
+            left = [] if escaped is None else [*hand, *collector.waiting.take_all()]
             end = collector.life.closed and not self.hired
         collector.fail(left, collector.killed())
         if escaped is not None:
