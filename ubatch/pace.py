@@ -99,6 +99,14 @@ class Observer:
         self._joined = joined
         self._first = None
 
+    @property
+    def contended(self) -> bool:
+        """A call that comes beside a batch slows it about as long as the call takes.
+
+        Both need the GIL, so running them side by side gains nothing.
+        """
+        return self._gap is not None and 2 * self._drag > self._gap
+
     def pace(self, joined: int, now: float, overlaps: bool) -> Pace | None:
         """Return what is known; None before there is enough of it."""
         if self._lag is None or self._usual is None or self._outcome is None:

@@ -134,8 +134,7 @@ def _weigh(rules: Rules, look: Look, pace: Pace, settled: bool) -> Decision:
     not called again. In a stream that is no wave, such as Poisson's, as many as were
     answered come again in about the handler's own time, so ``gap * N`` exceeds
     ``fixed``, and nobody waits. Where the handler runs instead of the callers,
-    nothing overlaps: the next call costs ``gap`` to wait for, and an extra batch
-    later if one does not; half of it, as whoever is here waits too.
+    nothing overlaps, and a batch goes when arrivals have settled.
 
     A call that is usually alone, and that nobody is missing from, waits for nobody.
     Once arrivals have settled, it waits on only for callers who are missing but not
@@ -146,7 +145,7 @@ def _weigh(rules: Rules, look: Look, pace: Pace, settled: bool) -> Decision:
     if look.size == 1 and not pace.missing and pace.usual < ALONE:
         return CLOSE["settled"]
     wave = max(0.0, pace.gap - pace.drag) * (look.size + pace.missing)
-    if (wave if pace.overlaps else 2 * pace.gap) >= pace.fixed:
+    if pace.overlaps and wave >= pace.fixed:
         return CLOSE["now"]
     if not settled:
         return AFTER_A_TURN
