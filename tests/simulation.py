@@ -59,15 +59,14 @@ class Ours:
         self._observer.opened(now)
 
     def closes(self, seen: Situation) -> bool:
-        self._observer.look(seen.joined, seen.newest)
-        pace = self._observer.pace(seen.joined, seen.now, self._overlaps)
+        joined, newest = seen.joined, seen.newest
+        pace = self._observer.pace(joined, newest, seen.now, self._overlaps)
         age = seen.now - seen.opened
         look = Look(seen.size, age, seen.quiet_turns, True, False, pace)
         return decide(self._rules, look).reason is not None
 
     def outcome(self, size: int, began: float, beside: int, seen: Situation) -> None:
         now, joined, newest = seen.now, seen.joined, seen.newest
-        self._observer.look(joined, newest)
         self._observer.outcome(size, now - began, beside, joined, newest, now)
 
 

@@ -58,7 +58,7 @@ class Observer:
         if self._first is None:
             self._first = now
 
-    def look(self, joined: int, newest: float) -> None:
+    def _look(self, joined: int, newest: float) -> None:
         """Note whether a call came that did not; a free worker looks once a turn.
 
         Args:
@@ -82,6 +82,7 @@ class Observer:
         Args:
             beside: Calls that came meanwhile.
         """
+        self._look(joined, newest)
         self._all.add(told, seconds)
         if beside <= FEW * told:
             self._alone.add(told, seconds)
@@ -107,8 +108,11 @@ class Observer:
         """
         return self._gap is not None and 2 * self._drag > self._gap
 
-    def pace(self, joined: int, now: float, overlaps: bool) -> Pace | None:
+    def pace(
+        self, joined: int, newest: float, now: float, overlaps: bool
+    ) -> Pace | None:
         """Return what is known; None before there is enough of it."""
+        self._look(joined, newest)
         if self._lag is None or self._usual is None or self._outcome is None:
             return None
         return Pace(

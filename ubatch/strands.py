@@ -65,7 +65,7 @@ class Strands:
         """Have a free strand look at a new batch."""
         if self._observer is not None:
             self._observer.opened(now)
-        self._news.set()
+        self.look()
 
     def hire_if_short(self, coming: bool = False) -> None:
         """Start a strand if a batch waits, none is free, and one more may be.
@@ -188,9 +188,8 @@ class Strands:
         if self._observer is None:
             return None
         collector = self._collector
-        joined = collector.counters.accepted()
-        self._observer.look(joined, collector.newest)
-        return self._observer.pace(joined, now, self._executor.overlaps)
+        joined, newest = collector.counters.accepted(), collector.newest
+        return self._observer.pace(joined, newest, now, self._executor.overlaps)
 
     def _run(self, batch: Batch, hand: list[Batch]) -> Failure | None:
         """Have the handler run a closed batch, and hand its outcome out."""
@@ -216,7 +215,6 @@ class Strands:
             now = monotonic()
             joined, newest = collector.counters.accepted(), collector.newest
             beside = joined - batch.joined
-            self._observer.look(joined, newest)
             self._observer.outcome(
                 batch.size, now - batch.began, beside, joined, newest, now
             )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import plots
 from load import closed_loop
-from registry import Benchmark, Cell, Metrics
+from registry import RIVALS, Benchmark, Cell, Metrics
 from results import Aim, Result, least, table
 from systems import SYSTEMS, System
 
@@ -146,10 +146,7 @@ def plot(result: Result, figure: Figure) -> None:
 BENCHMARK = Benchmark(
     name="cost",
     question="What does one call cost, in CPU time?",
-    systems=(
-        *("ours", "floor", "ubatch-0.0.2", "service-streamer"),
-        *("batched", "ray-serve", "bentoml"),
-    ),
+    systems=("ours", "floor", *RIVALS),
     cells=cells,
     measure=measure,
     table=show,

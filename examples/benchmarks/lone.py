@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import plots
 from load import closed_loop, percentiles
-from registry import Benchmark, Cell, Metrics
+from registry import RIVALS, Benchmark, Cell, Metrics
 from results import Aim, Result, table
 from systems import System
 
@@ -137,10 +137,7 @@ def plot(result: Result, figure: Figure) -> None:
 BENCHMARK = Benchmark(
     name="lone",
     question="How much later is a lone call answered than by calling the handler?",
-    systems=(
-        *("ours", "ubatch-0.0.2", "service-streamer"),
-        *("batched", "ray-serve", "bentoml"),
-    ),
+    systems=("ours", *RIVALS),
     cells=cells,
     measure=measure,
     table=show,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NAMES = ("cost", "lone", "stall", "serve", "linger", "growth")
 """In the order of the report."""
 
+RIVALS = ("ubatch-0.0.2", "service-streamer", "batched", "ray-serve", "bentoml")
+"""The systems that do what ours does."""
+
 Cell = Mapping[str, Any]
 Metrics = Mapping[str, "float | None"]
 
