@@ -13,7 +13,7 @@ import pytest
 from gevent import socket
 from greenlet import greenlet
 
-from tests.fakes import Recorder, World
+from tests.fakes import Caller, Gate, HubGate, Recorder, World
 from ubatch import BackendError, DeadlineExceeded, UBatch
 from ubatch.backends.gevent import GeventBackend
 
@@ -28,6 +28,20 @@ def full(size: int, **options: Any) -> UBatch[int, int]:
     return UBatch(size, 60.0, backend="gevent", linger="full", **options).start()
 
 
+def held(hub: World) -> tuple[UBatch[int, int], Caller, Gate | HubGate]:
+    """Return a batcher whose worker is held at a gate, with who holds it."""
+    gate = hub.gate()
+
+    def handler(items: list[int]) -> list[int]:
+        gate.wait()
+        return doubled(items)
+
+    ub = UBatch(99, 0.0, handler=handler, backend="gevent").start()
+    first = hub.spawn(ub.ubatch, 0)
+    hub.until(lambda: ub.stats().running)
+    return ub, first, gate
+
+
 def test_who_leaves_an_expired_call_and_calls_again_is_told(hub: World) -> None:
     """A retry may join the batch that it left, between its end and hearing of it."""
 
@@ -38,19 +52,21 @@ def test_who_leaves_an_expired_call_and_calls_again_is_told(hub: World) -> None:
         return ub.ubatch(20)
 
     for _ in range(10):
-        ub = UBatch(9, 0.2, handler=doubled, backend="gevent", linger="full").start()
+        ub, first, gate = held(hub)
         keeps_it_open = hub.spawn(ub.ubatch, 1)
-        hub.until(lambda: ub.stats().pending == 1)
         caller = hub.spawn(client)
-        hub.until(lambda: ub.stats().calls_total == 3)
+        hub.until(lambda: ub.stats().calls_total == 4)
         last = hub.spawn(ub.ubatch, 3)
+        hub.until(lambda: ub.stats().pending == 3)
+        gate.open()
         assert [2, 40, 6] == [keeps_it_open.result(), caller.result(), last.result()]
+        assert 0 == first.result()
         ub.stop()
 
 
 def test_what_a_call_is_told_reaches_no_later_call(hub: World) -> None:
     """One expires, another joins, the first is thrown out: all in one turn."""
-    ub = UBatch(99, 0.3, handler=doubled, backend="gevent", linger="full").start()
+    ub, first, gate = held(hub)
     ended: list[Any] = []
 
     class ThrownOut(Exception):
@@ -75,13 +91,14 @@ def test_what_a_call_is_told_reaches_no_later_call(hub: World) -> None:
     timer = gevent.get_hub().loop.timer(0.05)
     gevent.sleep(0)
     timer.start(caller.throw, ThrownOut, update=True)
+    gevent.get_hub().loop.run_callback(gate.open)
     end = time.monotonic() + 0.08
     while time.monotonic() < end:  # so that all of it is due at once
         pass
     gevent.joinall([caller], timeout=20)
     timer.close()
     assert [4, 6] == ended
-    assert [0, 10] == [other.result() for other in others]
+    assert [0, 0, 10] == [other.result() for other in (first, *others)]
     assert (0, 0) == (ub.stats().pending, ub.stats().running)
     ub.stop()
 

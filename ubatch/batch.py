@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from ubatch.errors import BadBatchOutput, BadBatchOutputSize, Failure, HandlerExit
@@ -46,6 +47,8 @@ class Batch:
         "running",
         "settled",
         "deadlines",
+        "soonest",
+        "limit",
         "futures",
         "blocked_on",
         "handler",
@@ -71,6 +74,8 @@ class Batch:
         self.settled = False
         # When a call must have its answer, and how many seconds that was.
         self.deadlines: dict[Caller, tuple[float, float]] = {}
+        self.soonest = inf  # none of them is earlier, nor is the limit
+        self.limit = inf  # when its handler has run too long
         self.futures: set[Future[Any]] = set()  # the callers that are not parked
         self.blocked_on: Batch | None = None  # what its handler waits for, if it does
         self.handler = handler  # it, and all it needs, lives until this is settled
@@ -83,6 +88,10 @@ class Batch:
         self.inputs: tuple[list[Any], dict[str, list[Any]]] = [], {}  # its arguments
         self._arrived_seen = 0.0
         self._callers: list[Caller] = []
+
+    def wanted(self) -> bool:
+        """Tell whether anybody still waits for an answer; from any thread."""
+        return bool(self.calls)
 
     def queued(self, now: float) -> float:
         """Return the seconds that its calls have waited until now or till they left."""
@@ -166,16 +175,17 @@ def answer(
         ) from error
 
 
-def failures_apart(answers: list[Any]) -> tuple[list[Any], bool]:
-    """Wrap each exception among the answers in a Failure; tell whether any was there.
+def failures_apart(answers: list[Any]) -> tuple[list[Any], list[Failure]]:
+    """Wrap each exception among the answers in a Failure; return those besides.
 
     Looks at types alone: what a handler returns may be a proxy, whose attributes
     run somebody's code.
     """
     kinds = {kind for kind in set(map(type, answers)) if issubclass(kind, Exception)}
     if not kinds:
-        return answers, False
-    return [Failure(one) if type(one) in kinds else one for one in answers], True
+        return answers, []
+    wrapped = [Failure(one) if type(one) in kinds else one for one in answers]
+    return wrapped, [one for one in wrapped if type(one) is Failure]
 
 
 def _one_per_call(outputs: Any, size: int) -> list[Any]:

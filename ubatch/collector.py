@@ -1,4 +1,4 @@
-"""What becomes of a call, in one process?
+"""What takes calls in, in one process?
 
 One collector holds all the state of one batcher's life in one process: the batches
 that wait, and what runs them. A fork or a stop() drops the whole object.
@@ -6,21 +6,22 @@ that wait, and what runs them. A fork or a stop() drops the whole object.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from ubatch import process
-from ubatch.batch import ONE_ITEM, Batch, Caller, Handler, Shape, Told, shape_of
-from ubatch.errors import BackendError, DeadlineExceeded, Failure, QueueFull, Stopped
-from ubatch.executors import Executor, Outcome
+from ubatch.batch import ONE_ITEM, Batch, Caller, Handler, Shape, shape_of
+from ubatch.deadlines import Deadlines
+from ubatch.endings import Endings
+from ubatch.errors import BackendError, QueueFull, Stopped
+from ubatch.executors import Executor
 from ubatch.future import Future
+from ubatch.isolation import Answer, answer_apart, answer_whole
 from ubatch.life import Life
-from ubatch.log import tell
-from ubatch.policy import Rules
+from ubatch.options import Options
 from ubatch.stats import Counters
 from ubatch.strands import Strands
 from ubatch.waiting import Waiting
@@ -28,10 +29,8 @@ from ubatch.waiting import Waiting
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend
 
-logger = logging.getLogger(__name__)
-
-Ended = tuple[list[Told], list[Future[Any]], set[Caller]]
-"""Who is to be told what, which futures are done, and who is not to be told."""
+NOBODY_KNOWS = 1.0
+"""Seconds after which to retry, where no batch has shown how fast they are."""
 
 
 class Collector:
@@ -47,9 +46,7 @@ class Collector:
     def __init__(
         self,
         name: str,
-        rules: Rules,
-        workers: int,
-        max_pending: int | None,
+        options: Options,
         life: Life,
         backend: Backend,
         executor: Executor,
@@ -57,7 +54,7 @@ class Collector:
         handler: Callable[[], Handler | None],
     ) -> None:
         self.name = name
-        self.workers = workers
+        self.workers = options.workers
         self.life = life
         self.backend = backend
         self.counters = counters
@@ -69,11 +66,17 @@ class Collector:
         self.waiting = Waiting()
         self.caller, self.park = backend.caller, backend.park
         self.join = backend.guarded(self._join, self.lock)
-        self._max_size = rules.max_size
-        self._max_pending = max_pending
+        self.answer: Answer = answer_whole
+        if options.on_error == "isolate":
+            self.answer = answer_apart
+        self._max_size = options.max_size
+        self._max_pending = options.max_pending
         self._executor = executor
         self._handler = handler  # does not keep the batcher alive; its batches do
-        self._strands = Strands(self, rules, workers, executor)
+        self.strands = Strands(self, options, executor)
+        self.endings = Endings(self)
+        lead = self.strands.recent.lead if options.shed else _no_lead
+        self.deadlines = Deadlines(backend.alarm(self.endings.ring), lead)
         self._at_end: list[Callable[[], object]] = []
 
     # What callers do.
@@ -99,9 +102,9 @@ class Collector:
         if self.life.closed:
             raise self._stopped()
         counters = self.counters
-        if self._max_pending is not None and counters.pending >= self._max_pending:
-            raise self._full()
         now = monotonic()
+        if self._max_pending is not None and counters.pending >= self._max_pending:
+            raise self._full(self._max_pending, now)
         batch = self.waiting.open.get(shape)
         # Race: 1. a call expires; 2. before its caller hears of that, it leaves; 3. it
         #       calls again. What it was to be told is still on its way, and is held
@@ -118,10 +121,10 @@ class Collector:
                 self._note_deadline(batch, caller, now, deadline)
             if len(calls) >= self._max_size:
                 del self.waiting.open[shape]
-                self._strands.look()
+                self.strands.look()
         except BaseException:  # no stack left, or a signal: it will not be parked
             batch.gone.add(caller)
-            self.leave(batch, caller)
+            self.endings.leave(batch, caller)
             raise
         return batch
 
@@ -133,53 +136,8 @@ class Collector:
         with self.lock:
             batch = self._join(future, args, kwargs, deadline)
             batch.futures.add(future)
-            future._join(batch, batch.deadlines.get(future))
+            future._batch = batch
         return future
-
-    def wait(self, batch: Batch, caller: Caller, deadline: float | None) -> Any:
-        """Wait to be told, and see to it that this comes by the deadline."""
-        told = self.backend.park(caller, deadline)
-        if told is None:
-            self.expire(batch, caller)  # or it ended just now; one is told, either way
-            told = self.backend.park(caller, None)
-        return told
-
-    def leave(self, batch: Batch, caller: Caller) -> None:
-        """Give a call up on behalf of a caller that goes away."""
-        with self.lock:
-            if caller in batch.calls:
-                batch.leave(caller, monotonic())
-                batch.gone.discard(caller)  # there is nothing to hold back
-                self.counters.ended(was_running=batch.running, cancelled=1)
-                self._drop_if_empty(batch)
-
-    def expire(self, batch: Batch, caller: Caller) -> None:
-        """End a call whose deadline has passed, unless it has ended already."""
-        with self.lock:
-            if caller not in batch.calls:
-                return
-            ended = self._expire(batch, caller)
-        self.tell(ended)
-
-    def expire_due(self, now: float) -> list[Ended]:
-        """End the waiting calls whose deadline has passed; tell() them then."""
-        due = self.waiting.expired(now) if now >= self.waiting.soonest else ()
-        return [self._expire(batch, caller) for batch, caller in due]
-
-    def cancel(self, future: Future[Any]) -> bool:
-        """Take a call out for good, if no worker has it."""
-        batch = future._batch
-        with self.lock:
-            if future._cancelled:
-                return True
-            if batch.running or future not in batch.calls:
-                return False
-            self.leave(batch, future)
-            batch.futures.discard(future)
-            future._cancelled = True
-            future._finish(Failure(CancelledError()))
-        future._notify()
-        return True
 
     def link(
         self, future: Future[Any], notify: Callable[[Future[Any]], object]
@@ -199,30 +157,30 @@ class Collector:
             for batch in self.waiting:
                 batch.handler = handler
             try:
-                self._strands.hire_if_short()
+                self.strands.hire_if_short()
             except BackendError as error:
                 left, failure = self.waiting.take_all(), error
             else:
                 return
-        self.fail(left, failure)
+        self.endings.fail(left, failure)
 
     def begin_stop(self) -> None:
         """Run what was accepted, then end; the life is closed."""
         with self.lock:
             left = [] if self.life.started else self.waiting.take_all()
-            self._strands.hire_if_short()
-            end = not self._strands.hired
-        self.fail(left, self._stopped())
-        self._strands.look()
+            self.strands.hire_if_short()
+            end = not self.strands.at_work
+        self.endings.fail(left, self._stopped())
+        self.strands.look()
         if end:
             self.end()
 
     def abandon(self) -> None:
         """End every call that is still there; their callers get Stopped."""
         with self.lock:
-            left = [*self.waiting.take_all(), *self._strands.running]
-        self.fail(left, self._stopped())
-        self._strands.look()
+            left = [*self.waiting.take_all(), *self.strands.running]
+        self.endings.fail(left, self._stopped())
+        self.strands.look()
 
     def at_end(self, notify: Callable[[], object]) -> None:
         """Have *notify* called when this has ended."""
@@ -246,45 +204,11 @@ class Collector:
 
     def running_batches(self) -> list[Batch]:
         """Return the batches that hold a worker now."""
-        return list(self._strands.running)
+        return list(self.strands.running)
 
     def executor_name(self) -> str:
         """Return what runs the handler, for people."""
         return self._executor.name
-
-    # What the strands do.
-
-    def settle(self, batch: Batch, outcome: Outcome) -> None:
-        """End every call of a batch that has not ended yet."""
-        with self.lock:
-            self.counters.handler_seconds += outcome.seconds
-            if batch.settled:  # stop() lost its patience before the handler returned
-                return
-            told = batch.settle(outcome.answers, outcome.failure)
-            failed = 0
-            if outcome.failure is not None or outcome.some_failed:
-                failed = sum(type(answer) is Failure for _, answer in told)
-            self.counters.ended(
-                was_running=batch.running,
-                results=len(told) - failed,
-                failures=failed,
-            )
-            ended = self._finish(batch, told)
-        self.tell(ended)
-        if outcome.failure is not None and batch.running:
-            self._log_failure(batch, outcome.failure.error)
-
-    def fail(self, batches: list[Batch], error: Exception) -> None:
-        """End every call of these batches with an error of ours."""
-        for batch in batches:
-            self.settle(batch, Outcome(None, Failure(error), 0.0))
-
-    def tell(self, ended: Ended) -> None:
-        """Tell who waits for calls that have ended; runs no user's code."""
-        told, futures, gone = ended
-        self.backend.tell(told, gone)
-        for future in futures:
-            future._notify()
 
     def end(self) -> None:
         """Let go of everything: the life is closed, and no strand is left."""
@@ -294,83 +218,52 @@ class Collector:
             self.ended = True
             notify_all, self._at_end = self._at_end, []
         self._executor.close()
+        self.deadlines.close()
         self.backend.close()
         for notify in notify_all:
             notify()
 
-    def killed(self) -> BackendError:
-        """Return the error of calls whose strand died."""
-        return BackendError(
-            f"{self.name}: what ran the batches was killed from outside; call again"
-        )
-
     # What all of them use.
 
     def _open_batch(self, shape: Shape, now: float) -> Batch:
-        self._strands.hire_if_short(coming=True)
+        if self.strands.all_stuck:
+            raise self.endings.stuck()
+        self.strands.hire_if_short(coming=True)
         handler = self._handler() if self.life.started else None  # or begin() sets it
         batch = Batch(self, shape, handler, now)
         self.waiting.add(batch)
-        self._strands.opened(now)
+        self.strands.opened(now)
         return batch
 
     def _note_deadline(
         self, batch: Batch, caller: Caller, now: float, deadline: float
     ) -> None:
-        batch.deadlines[caller] = now + deadline, deadline
-        if now + deadline < self.waiting.soonest:
-            self.waiting.soonest = now + deadline
-            self._strands.look()
+        at = now + deadline
+        batch.deadlines[caller] = at, deadline
+        if at < batch.soonest:
+            try:
+                self.deadlines.note(batch, at, now)
+            except RuntimeError as error:
+                raise BackendError(
+                    f"{self.name}: cannot start what watches the deadlines"
+                ) from error
+            self.strands.look()
 
-    def _expire(self, batch: Batch, caller: Caller) -> Ended:
-        deadline, seconds = batch.deadlines[caller]
-        batch.leave(caller, deadline)
-        self.counters.ended(was_running=batch.running, expired=1)
-        self._drop_if_empty(batch)
-        error = DeadlineExceeded(
-            f"{self.name}: no result within the call's deadline of {seconds:g} seconds"
-        )
-        return self._finish(batch, [(caller, Failure(error))])
-
-    def _finish(self, batch: Batch, told: list[Told]) -> Ended:
-        """Finish the futures among those who are to be told."""
-        if not batch.futures:
-            return told, [], batch.gone
-        futures: list[Future[Any]] = []
-        parked: list[Told] = []
-        for one in told:
-            caller, answer = one
-            if isinstance(caller, Future):
-                batch.futures.discard(caller)
-                caller._finish(answer)
-                futures.append(caller)
-            else:
-                parked.append(one)
-        return parked, futures, batch.gone
-
-    def _drop_if_empty(self, batch: Batch) -> None:
-        """Forget a waiting batch whose callers have all left: it is never run."""
-        if not batch.calls and not batch.running:
-            self.counters.queued_seconds += batch.queued(0.0)
-            self.waiting.remove(batch)
-            if not self.waiting:  # or a strand that lingered would keep its timer
-                self._strands.look()
-
-    def _log_failure(self, batch: Batch, error: BaseException) -> None:
-        tell(
-            logger,
-            logging.ERROR,
-            "%s: a batch of %d calls failed: %s",
-            *(self.name, batch.size, type(error).__name__),
-            exc_info=(type(error), error, error.__traceback__),
-        )
-
-    def _full(self) -> QueueFull:
+    def _full(self, max_pending: int, now: float) -> QueueFull:
         self.counters.rejected_total += 1
+        pending = self.counters.pending
+        retry_after = self.strands.recent.seconds_for(pending, now)
+        if retry_after == inf:  # no batch has ended yet
+            retry_after = NOBODY_KNOWS
         return QueueFull(
-            f"{self.name}: {self.counters.pending} calls waiting, max_pending="
-            f"{self._max_pending}; shed this one, or retry later"
+            f"{self.name}: {pending} calls waiting, max_pending={max_pending}; shed "
+            f"this one, or retry in {retry_after:.2g} s",
+            *(pending, max_pending, retry_after),
         )
 
     def _stopped(self) -> Stopped:
         return Stopped(f"{self.name}: stopped; start() it again to accept calls")
+
+
+def _no_lead(now: float) -> float:
+    return 0.0

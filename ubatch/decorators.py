@@ -22,6 +22,7 @@ from ubatch.backends import BackendName
 from ubatch.calls import View
 from ubatch.executors import ExecutorOption
 from ubatch.future import Future
+from ubatch.isolation import OnError
 from ubatch.policy import Linger
 from ubatch.stats import Stats
 from ubatch.ubatch import Outputs, UBatch
@@ -182,6 +183,9 @@ class BatchOptions(TypedDict, total=False):
     linger: Linger
     max_pending: int | None
     deadline: float | None
+    shed: bool
+    on_error: OnError
+    handler_timeout: float | None
     name: str | None
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
 
-from ubatch.batch import Batch, Handler, answer, failures_apart
+from ubatch.batch import Batch, Handler, failures_apart
 from ubatch.errors import BackendError, Failure
+from ubatch.isolation import Answer, Answered
 from ubatch.log import tell
 from ubatch.nesting import running_batch
 
@@ -44,8 +45,12 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float
     """How long the handler ran."""
-    some_failed: bool = False
-    """There are Failures among the answers."""
+    failures: Sequence[Failure] = ()
+    """Those among the answers."""
+    reruns: int = 0
+    """How many times the handler was run again, on parts of the batch."""
+    first: Failure | None = None
+    """What the first run raised, if there were more."""
 
 
 class Executor(Protocol):
@@ -239,9 +244,12 @@ class FuturesExecutor:
             # It may run elsewhere: send what can be pickled.
             handler, (args, kwargs) = batch.handler, batch.inputs
             assert handler is not None  # as in _answer_inside()
-            job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers, some_failed = failures_apart(self._wait(job))
-            return Outcome(answers, None, monotonic() - began, some_failed)
+            answer = batch.collector.answer
+            job = self._executor.submit(
+                _afresh, answer, handler, batch.size, args, kwargs
+            )
+            answered: Answered = self._wait(job)
+            return _outcome(answered, began)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
 
@@ -287,21 +295,29 @@ def attempt(batch: Batch) -> Outcome:
     is printed by the hub, and SystemExit there ends the main greenlet.
     """
     began = monotonic()
-    answers, failure, some_failed = None, None, False
     try:
-        answers, some_failed = failures_apart(Context().run(_answer_inside, batch))
+        return _outcome(Context().run(_answer_inside, batch), began)
     except BaseException as error:
-        failure = Failure(error)
-    return Outcome(answers, failure, monotonic() - began, some_failed)
+        return Outcome(None, Failure(error), monotonic() - began)
 
 
-def _answer_inside(batch: Batch) -> list[Any]:
+def _outcome(answered: Answered, began: float) -> Outcome:
+    answers, failures = failures_apart(answered.answers)
+    first = None if answered.first is None else Failure(answered.first)
+    seconds = monotonic() - began
+    return Outcome(answers, None, seconds, failures, answered.reruns, first)
+
+
+def _answer_inside(batch: Batch) -> Answered:
     running_batch.set(batch)
     assert batch.handler is not None  # it is there before a strand is hired
-    return answer(batch.handler, batch.size, *batch.inputs)
+    answer = batch.collector.answer
+    return answer(batch.handler, batch.size, *batch.inputs, batch.wanted)
 
 
-def _afresh(handler: Handler, size: int, args: Any, kwargs: Any) -> list[Any]:
+def _afresh(
+    answer: Answer, handler: Handler, size: int, args: Any, kwargs: Any
+) -> Answered:
     return Context().run(answer, handler, size, args, kwargs)
 
 

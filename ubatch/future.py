@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ubatch.errors import BackendError, Failure
@@ -30,20 +29,15 @@ class Future(Generic[S]):
     Invariant: once ``_done``, the result or the error stays what it is.
     """
 
-    __slots__ = (*("_batch", "_deadline", "_done", "_cancelled", "_answer", "_links"),)
+    __slots__ = ("_batch", "_done", "_cancelled", "_answer", "_links")
     _batch: Batch
+    """Where its call is; set by the collector that puts it there."""
 
     def __init__(self) -> None:
-        self._deadline: float | None = None
         self._done = False
         self._cancelled = False
         self._answer: Any = None
         self._links: list[Callable[[Future[S]], object]] = []
-
-    def _join(self, batch: Batch, deadline: tuple[float, float] | None) -> None:
-        """Be the caller of a call in *batch*."""
-        self._batch = batch
-        self._deadline = deadline and deadline[0]
 
     def result(self, timeout: float | None = None) -> S:
         """Wait for the result, blocking this caller but not the hub.
@@ -82,9 +76,6 @@ class Future(Generic[S]):
 
     def done(self) -> bool:
         """Tell whether result() would return or raise at once."""
-        if self._deadline is not None and monotonic() >= self._deadline:
-            if not self._done:
-                self._expire()
         return self._done
 
     def running(self) -> bool:
@@ -102,7 +93,7 @@ class Future(Generic[S]):
             True if the call will never reach the handler; False if it is running
             or done.
         """
-        return self._owned(lambda: self._batch.collector.cancel(self))
+        return self._owned(lambda: self._batch.collector.endings.cancel(self))
 
     def add_done_callback(self, fn: Callable[[Future[S]], object]) -> None:
         """Call ``fn(self)`` when the call is done, at once if it is.
@@ -151,13 +142,8 @@ class Future(Generic[S]):
         self._links.clear()
 
     def _wait(self, timeout: float | None) -> None:
-        left = None if self._deadline is None else self._deadline - monotonic()
-        to_the_end = left is not None and (timeout is None or left <= timeout)
-        patience = left if to_the_end else timeout
-        if not self._done and (patience is None or patience > 0):
-            self._wait_for_link(patience and max(patience, SHORTEST_WAIT))
-        if not self._done and to_the_end:  # whatever the clock says: a timer may hurry
-            self._expire()
+        if not self._done and (timeout is None or timeout > 0):
+            self._wait_for_link(timeout and max(timeout, SHORTEST_WAIT))
         if not self._done:
             raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
 
@@ -173,11 +159,6 @@ class Future(Generic[S]):
                     latch.wait(timeout)
                 finally:
                     self._unlink(wake)
-
-    def _expire(self) -> None:
-        # It takes the lock: whoever ended this call first has finished by then.
-        batch = self._batch
-        self._owned(lambda: batch.collector.expire(batch, self))
 
     def _owned(self, act: Callable[[], object]) -> bool:
         """Do *act* where the collector's state may be touched."""

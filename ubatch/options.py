@@ -5,12 +5,34 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from ubatch.isolation import OnError
+    from ubatch.policy import Linger
 
 SHORTEST_WAIT = 0.001
 """Seconds; epoll counts in milliseconds, and libuv warns of less."""
 
 Word = TypeVar("Word", bound=str)
+
+
+class Options(NamedTuple):
+    """What the user chose for all of a batcher's calls; see UBatch."""
+
+    max_size: int
+    timeout: float
+    workers: int
+    linger: Linger
+    max_pending: int | None
+    shed: bool
+    on_error: OnError
+    handler_timeout: float | None
+
+    @property
+    def threads(self) -> int:
+        """How many handlers may run at once, stuck ones besides."""
+        return self.workers if self.handler_timeout is None else 2 * self.workers
 
 
 def count(option: str, value: int) -> int:
@@ -39,13 +61,22 @@ def seconds(option: str, value: float) -> float:
     return time
 
 
-def deadline(value: float | None) -> float | None:
+def limit(option: str, value: float | None) -> float | None:
     """Return a time that can be waited for, or None."""
     if value is None:
         return None
-    if seconds("deadline", value) == 0:
-        raise ValueError("deadline must be more than 0 seconds; None means no deadline")
+    if seconds(option, value) == 0:
+        raise ValueError(
+            f"{option} must be more than 0 seconds; None means no {option}"
+        )
     return max(float(value), SHORTEST_WAIT)
+
+
+def flag(option: str, value: bool) -> bool:
+    """Return True or False."""
+    if value is not True and value is not False:
+        raise TypeError(f"{option} must be True or False, not {value!r}")
+    return value
 
 
 def one_of(option: str, value: Word, words: tuple[Word, ...]) -> Word:

@@ -5,6 +5,9 @@ Plain data, without a lock or a clock: the collector holds its own around every 
 
 from __future__ import annotations
 
+from collections import deque
+from math import inf
+
 from ubatch.policy import Pace
 
 KEEP = 0.8
@@ -16,6 +19,18 @@ KEEP_FIT = 0.95
 SAME_SIZE = 0.1
 """Batches whose sizes spread less than this, over their mean, show no slope."""
 
+
+RECENT = 8
+"""Batches by which a handler's next time is judged."""
+
+PROBE_AFTER = 1.0
+"""Seconds after which a handler's last times say nothing about its next."""
+
+MARGIN = 1.1
+"""What to multiply the slowest of them by, where a batch should be on time."""
+
+NOTICE = 0.002
+"""Seconds that may pass from the moment to close a batch until the handler has it."""
 
 FEW = 0.25
 """Calls that come beside a batch, over its size, that do not slow it to speak of."""
@@ -126,6 +141,52 @@ class Observer:
             now - self._outcome,
             overlaps,
         )
+
+
+class Recent:
+    """How long the last batches took, and how many calls they answered."""
+
+    __slots__ = ("_batches",)
+
+    def __init__(self) -> None:
+        # When each began and ended, and how many calls it answered.
+        self._batches: deque[tuple[float, float, int]] = deque(maxlen=RECENT)
+
+    def add(self, began: float, ended: float, told: int) -> None:
+        """Take in one batch."""
+        self._batches.append((began, ended, told))
+
+    def spare(self, deadline: float, opened: float, now: float) -> float:
+        """Return how long a batch can wait, and be answered by *deadline*.
+
+        By the slowest of the last batches, so that closing early is early enough.
+        While nothing is known, half of the time from *opened* on is for the handler.
+        """
+        if not self._batches:
+            return (deadline + opened) / 2 - now
+        slowest = max(ended - began for began, ended, _ in self._batches)
+        return deadline - now - MARGIN * slowest - NOTICE
+
+    def lead(self, now: float) -> float:
+        """Return how long the handler takes for sure; 0.0 where that is not known.
+
+        A call that has no more time than that is not worth running. So it is the
+        fastest of the last batches, as BBR's estimate of a path is the least of its
+        round trips (Cardwell et al., BBR: congestion-based congestion control, 2016),
+        and not before there are some: the first ones load a model. Since nothing is
+        learned from calls that are not run, it is believed for a second, or for as
+        long as a batch takes, and then one batch is run to see.
+        """
+        if len(self._batches) < RECENT:
+            return 0.0
+        fastest = min(ended - began for began, ended, _ in self._batches)
+        age = now - self._batches[-1][1]
+        return fastest if age <= max(PROBE_AFTER, fastest) else 0.0
+
+    def seconds_for(self, calls: int, now: float) -> float:
+        """Return how long it takes to answer as many calls; inf where unknown."""
+        told = sum(told for _, _, told in self._batches)
+        return calls * (now - self._batches[0][0]) / told if told else inf
 
 
 class Cost:

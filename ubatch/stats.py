@@ -25,12 +25,15 @@ class Counters:
         "cancelled_total",
         "expired_total",
         "rejected_total",
+        "reruns_total",
+        "stuck_total",
         "batch_sizes",
         "dispatch_reasons",
         "queued_seconds",
         "handler_seconds",
         "pending",
         "running",
+        "stuck",
     )
 
     def __init__(self, lock: AbstractContextManager[Any]) -> None:
@@ -41,12 +44,15 @@ class Counters:
         self.cancelled_total = 0
         self.expired_total = 0
         self.rejected_total = 0
+        self.reruns_total = 0
+        self.stuck_total = 0
         self.batch_sizes: Counter[int] = Counter()
         self.dispatch_reasons: Counter[str] = Counter()
         self.queued_seconds = 0.0
         self.handler_seconds = 0.0
         self.pending = 0
         self.running = 0
+        self.stuck = 0
 
     def closed(self, size: int, reason: str, queued: float) -> None:
         """Count a batch that goes to the handler."""
@@ -97,12 +103,15 @@ class Counters:
                 cancelled_total=self.cancelled_total,
                 expired_total=self.expired_total,
                 rejected_total=self.rejected_total,
+                reruns_total=self.reruns_total,
+                stuck_total=self.stuck_total,
                 batch_sizes=dict(sorted(self.batch_sizes.items())),
                 dispatch_reasons=dict(self.dispatch_reasons),
                 queued_seconds=self.queued_seconds,
                 handler_seconds=self.handler_seconds,
                 pending=self.pending,
                 running=self.running,
+                stuck=self.stuck,
             )
 
 
@@ -137,13 +146,18 @@ class Stats:
     cancelled_total: int
     """Calls given up by their caller: killed, timed out outside, cancelled."""
     expired_total: int
-    """Calls answered with DeadlineExceeded."""
+    """Calls answered with DeadlineExceeded: late, given up in time, or stuck."""
     rejected_total: int
     """Calls refused with QueueFull; not part of ``calls_total``."""
+    reruns_total: int
+    """Handler runs beyond one per batch, on parts of it: ``on_error="isolate"``."""
+    stuck_total: int
+    """Batches whose handler ran past ``handler_timeout``."""
     batch_sizes: dict[int, int]
     """How many batches had how many calls: ``{size: batches}``."""
     dispatch_reasons: dict[str, int]
-    """How many batches closed for which reason: full, timeout, settled, now, stop."""
+    """How many batches closed for which reason: full, timeout, deadline, settled, now,
+    stop."""
     queued_seconds: float
     """Seconds that calls waited for their batch to close, or until they left it,
     summed over calls."""
@@ -153,6 +167,8 @@ class Stats:
     """Calls waiting now."""
     running: int
     """Calls in a running batch now."""
+    stuck: int
+    """Workers whose handler has run past ``handler_timeout`` and has not returned."""
 
     @property
     def mean_batch_size(self) -> float:

@@ -16,7 +16,8 @@ from ubatch.batch import Batch
 from ubatch.errors import BackendError, Failure, HandlerExit
 from ubatch.executors import Executor, Outcome
 from ubatch.log import tell
-from ubatch.pace import Observer
+from ubatch.options import Options
+from ubatch.pace import Observer, Recent
 from ubatch.policy import TURN, Pace, Rules
 
 if TYPE_CHECKING:
@@ -37,25 +38,44 @@ class Strands:
 
     Owner: as the collector's, whose lock guards this too.
     Invariant: while a batch waits and the life is started, one of the ``hired`` is
-    free, or as many as may be there are busy: each with one that is ``running``.
+    free, or as many as may be there are busy: each with one that is ``running``. For
+    each of those that is ``stuck`` there may be one more, up to twice the workers.
     """
 
     def __init__(
-        self, collector: Collector, rules: Rules, workers: int, executor: Executor
+        self, collector: Collector, options: Options, executor: Executor
     ) -> None:
         self.hired = 0
         self.running: set[Batch] = set()
+        self.stuck: set[Batch] = set()  # those that ran past handler_timeout
+        self.recent = Recent()
         self._turned = 0.0  # when a strand last let the loop turn
-        self._workers = workers
-        self._rules = rules
+        self._workers = options.workers
+        self._handler_timeout = options.handler_timeout
+        self._rules = Rules(
+            options.max_size,
+            options.timeout,
+            options.linger,
+            collector.backend.settled_turns,
+        )
         self._executor = executor
-        self._observer = Observer() if rules.linger == "adaptive" else None
+        self._observer = Observer() if options.linger == "adaptive" else None
         self._collector = collector
         self._lock = collector.lock
         self._turnstile = collector.backend.mutex()  # one at a time looks for a batch
         self._news = collector.backend.wake()  # there is something to look at
 
-    # What the collector does, under its lock.
+    # What the collector asks and does, under its lock.
+
+    @property
+    def at_work(self) -> int:
+        """How many strands are not stuck."""
+        return self.hired - len(self.stuck)
+
+    @property
+    def all_stuck(self) -> bool:
+        """Every worker is stuck, and so are those that replaced them."""
+        return len(self.stuck) >= 2 * self._workers
 
     def look(self) -> None:
         """Have a free strand look at what waits, now."""
@@ -77,7 +97,8 @@ class Strands:
             BackendError: There is no strand, and none can be started.
         """
         collector = self._collector
-        if not len(self.running) == self.hired < self._workers:
+        replaced = min(len(self.stuck), self._workers)
+        if not len(self.running) == self.hired < self._workers + replaced:
             return
         if not collector.life.started:
             return
@@ -95,12 +116,20 @@ class Strands:
             return  # those that are there go on
         self.hired += 1
 
+    def replace(self, batch: Batch) -> None:
+        """Go on without the strand of a batch whose handler does not return."""
+        self.stuck.add(batch)
+        self.hire_if_short()
+
     # What a strand does.
 
     def _work(self, hand: list[Batch]) -> None:
         """Run batches until the life is closed; the life of one strand."""
         while self._run_one(hand):
             self._executor.rest()
+            with self._lock:
+                if self.at_work > self._workers:  # it was stuck, and replaced
+                    return
 
     def _run_one(self, hand: list[Batch]) -> bool:
         """Wait for a batch and run it; False when there will be none.
@@ -112,9 +141,12 @@ class Strands:
             batch = self._next(hand)
         if batch is None:
             return False
-        failure = self._run(batch, hand)
+        outcome = self._run(batch, hand)
+        failure = outcome.failure
+        for one in (*outcome.failures, outcome.first, failure):
+            if one is not None:
+                one.release_frames()
         if failure is not None:
-            failure.release_frames()
             cause = failure.error.__cause__
             if isinstance(failure.error, HandlerExit) and cause is not None:
                 if isinstance(cause, self._executor.fatal):
@@ -133,11 +165,11 @@ class Strands:
                 self._turn()
             with self._lock:
                 now = monotonic()
-                expired = collector.expire_due(now)
+                given_up = collector.endings.give_up_due(now)
                 batch, look_again = self._close_one(now, hand)
                 end = collector.life.closed and not waiting
-            for ended in expired:
-                collector.tell(ended)
+            for ended in given_up:
+                collector.endings.tell(ended)
             if batch is not None or end:
                 return batch
             if look_again == TURN:
@@ -170,7 +202,7 @@ class Strands:
         """Close the first batch that should be; else say when to look again."""
         collector = self._collector
         batch, decision = collector.waiting.choose(
-            self._rules, now, collector.life.closed, self._pace
+            self._rules, now, collector.life.closed, self._pace, self.recent.spare
         )
         if batch is None or decision.reason is None:
             return None, max(decision.look_again, TURN)
@@ -180,6 +212,9 @@ class Strands:
         size = len(batch.calls)
         collector.counters.closed(size, decision.reason, batch.queued(now))
         batch.begin(now, collector.counters.accepted())
+        if self._handler_timeout is not None:
+            batch.limit = now + self._handler_timeout
+            collector.deadlines.note(batch, batch.limit, now)
         self.hire_if_short()
         return batch, TURN
 
@@ -191,33 +226,41 @@ class Strands:
         joined, newest = collector.counters.accepted(), collector.newest
         return self._observer.pace(joined, newest, now, self._executor.overlaps)
 
-    def _run(self, batch: Batch, hand: list[Batch]) -> Failure | None:
+    def _run(self, batch: Batch, hand: list[Batch]) -> Outcome:
         """Have the handler run a closed batch, and hand its outcome out."""
         collector = self._collector
-        outcome = Outcome(None, Failure(collector.killed()), 0.0)
+        outcome = Outcome(None, Failure(collector.endings.killed()), 0.0)
         try:
             outcome = self._executor.run(batch)
         finally:  # whatever gets out of here, the callers get an answer
             if not collector.inherited():
-                self._observe(batch)
-                collector.settle(batch, outcome)
+                self._observe(batch, outcome)
+                collector.endings.settle(batch, outcome)
                 with self._lock:
-                    self.running.discard(batch)
-                    hand.clear()
-        return outcome.failure
+                    self._put_down(hand)
+        return outcome
 
-    def _observe(self, batch: Batch) -> None:
+    def _observe(self, batch: Batch, outcome: Outcome) -> None:
         """Note that a batch's answers are about to go out."""
-        if self._observer is None:
-            return
         collector = self._collector
         with self._lock:
             now = monotonic()
+            each_run = (now - batch.began) / (1 + outcome.reruns)
+            self.recent.add(now - each_run, now, batch.size)
+            if self._observer is None:
+                return
             joined, newest = collector.counters.accepted(), collector.newest
             beside = joined - batch.joined
-            self._observer.outcome(
-                batch.size, now - batch.began, beside, joined, newest, now
-            )
+            self._observer.outcome(batch.size, each_run, beside, joined, newest, now)
+
+    def _put_down(self, hand: list[Batch]) -> None:
+        """Forget the batch in a strand's hand: it is over."""
+        for batch in hand:
+            self.running.discard(batch)
+            if batch in self.stuck:
+                self.stuck.remove(batch)
+                self._collector.counters.stuck -= 1
+        hand.clear()
 
     def _ended(self, hand: list[Batch], escaped: BaseException | None) -> None:
         """Take note that a strand is gone; if it was not told to go, tell everybody.
@@ -229,10 +272,14 @@ class Strands:
             return
         with self._lock:
             self.hired -= 1
-            self.running.difference_update(hand)
             left = [] if escaped is None else [*hand, *collector.waiting.take_all()]
-            end = collector.life.closed and not self.hired
-        collector.fail(left, collector.killed())
+            self._put_down(hand)
+            try:  # of those that were replaced too many may have left
+                self.hire_if_short()
+            except BackendError:
+                left += collector.waiting.take_all()
+            end = collector.life.closed and not self.at_work
+        collector.endings.fail(left, collector.endings.killed())
         if escaped is not None:
             # Not here: in a hub callback a log handler's lock must not be waited for.
             message = "%s: what runs the batches died: %r"

@@ -19,10 +19,12 @@ from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
 from ubatch.executors import ExecutorOption
 from ubatch.future import Future
+from ubatch.isolation import ON_ERROR, OnError
 from ubatch.life import Life
 from ubatch.log import tell
 from ubatch.nesting import running_batch, waiting_for
-from ubatch.policy import LINGERS, Linger, Rules
+from ubatch.options import Options
+from ubatch.policy import LINGERS, Linger
 from ubatch.stats import Counters, Stats, nothing
 
 T = TypeVar("T")
@@ -72,7 +74,19 @@ class UBatch(Calls[T, S]):
         max_pending: Calls that may wait; the next one is refused with QueueFull.
             None for no limit.
         deadline: Seconds from a call to its answer, after which it is answered with
-            DeadlineExceeded, 0.001 at least; None for as long as it takes.
+            DeadlineExceeded, 0.001 at least; None for as long as it takes. Batches
+            are closed early enough for that, by what the handler is seen to take.
+        shed: Answer a call with DeadlineExceeded as soon as it can make its deadline
+            no more, by the fastest of the last 8 batches, instead of running it for
+            nothing.
+        on_error: ``"fail"``: an error of the handler's fails its batch. ``"isolate"``:
+            the batch is run again in halves, until the bad calls stand alone, and
+            the others have their results; for handlers that may be run again. At most
+            ``2 * k * log2(n) + 1`` runs for k bad calls of n; if the first
+            ``2 * ceil(log2(n)) + 1`` runs all fail, all calls that are left fail.
+        handler_timeout: Seconds that the handler may run on a batch, 0.001 at least.
+            Then its callers get DeadlineExceeded, and its worker, which is stuck, is
+            replaced; as many may be as there are *workers*. None for no limit.
         name: For log lines and stats(); the handler's name by default.
 
     Raises:
@@ -93,19 +107,27 @@ class UBatch(Calls[T, S]):
         linger: Linger = "adaptive",
         max_pending: int | None = None,
         deadline: float | None = None,
+        shed: bool = True,
+        on_error: OnError = "fail",
+        handler_timeout: float | None = None,
         name: str | None = None,
     ) -> None:
         self.max_size = options.count("max_size", max_size)
         self.timeout = options.seconds("timeout", timeout)
-        self._workers = options.count("workers", workers)
-        self._linger = options.one_of("linger", linger, LINGERS)
+        self._options = Options(
+            self.max_size,
+            self.timeout,
+            options.count("workers", workers),
+            options.one_of("linger", linger, LINGERS),
+            None if max_pending is None else options.count("max_pending", max_pending),
+            options.flag("shed", shed),
+            options.one_of("on_error", on_error, ON_ERROR),
+            options.limit("handler_timeout", handler_timeout),
+        )
         self._backend = options.one_of("backend", backend, BACKENDS)
         executors.check(executor)
         self._executor = executor
-        self._max_pending = (
-            None if max_pending is None else options.count("max_pending", max_pending)
-        )
-        self._deadline = options.deadline(deadline)
+        self._deadline = options.limit("deadline", deadline)
         self._name = name
         self._handler: Callable[..., Any] | None = None
         self._life = Life()
@@ -199,7 +221,7 @@ class UBatch(Calls[T, S]):
         Args:
             deadline: As in UBatch, for the calls made through the view.
         """
-        return View(self, options.deadline(deadline))
+        return View(self, options.limit("deadline", deadline))
 
     def stats(self) -> Stats:
         """Return what was counted in this process so far. Does not block."""
@@ -258,15 +280,13 @@ class UBatch(Calls[T, S]):
             batch = collector.join(caller, args, kwargs, deadline)
             if running_batch.get() is not None:
                 with waiting_for(batch):
-                    told = collector.wait(batch, caller, deadline)
-            elif deadline is not None:
-                told = collector.wait(batch, caller, deadline)
+                    told = collector.park(caller)
             else:
-                told = collector.park(caller, None)
+                told = collector.park(caller)
         except BaseException:  # killed, timed out, Ctrl-C: the place is given up
             if batch is not None:
                 batch.gone.add(caller)  # for sure, even if no stack is left to do more
-                collector.leave(batch, caller)
+                collector.endings.leave(batch, caller)
             raise
         answer = told[1]
         if type(answer) is Failure:
@@ -333,14 +353,13 @@ class UBatch(Calls[T, S]):
             near = running.collector.backend if running else None
             backend, why = backends.load(self._backend, near)
             counters = Counters(backend.lock())
-        rules = Rules(self.max_size, self.timeout, self._linger, backend.settled_turns)
         # Of two threads that make the first call at once, both make a collector; one
         # is taken, and the other has started nothing.
         made: Collector = backend.in_owner(
             lambda: Collector(
-                *(self.name, rules, self._workers, self._max_pending),
-                *(life, backend, backend.executor(self._executor, self._workers)),
-                *(counters, _weakly(self._held)),
+                *(self.name, self._options, life, backend),
+                *(backend.executor(self._executor, self._options.threads), counters),
+                _weakly(self._held),
             )
         )
         # The strands do not hold the batcher: one that is forgotten without stop()
@@ -363,7 +382,7 @@ class UBatch(Calls[T, S]):
             logging.INFO,
             "%s: backend %s (%s), executor %s, workers %d",
             *(self.name, collector.backend.name, why),
-            *(collector.executor_name(), self._workers),
+            *(collector.executor_name(), self._options.workers),
         )
         if not self._life.started:
             message = "%s: called before start(), and waits for it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import inf
 
-from ubatch.batch import Batch, Caller, Shape
+from ubatch.batch import Batch, Shape
 from ubatch.policy import Decision, Look, Pace, Rules, decide
 
 
@@ -19,12 +19,11 @@ class Waiting:
     shape; it is not full.
     """
 
-    __slots__ = ("open", "_batches", "soonest")
+    __slots__ = ("open", "_batches")
 
     def __init__(self) -> None:
         self.open: dict[Shape, Batch] = {}
         self._batches: dict[Batch, None] = {}  # an ordered set
-        self.soonest = inf  # no deadline of theirs is earlier than this
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
@@ -55,32 +54,23 @@ class Waiting:
         for batch in self._batches:
             batch.observe_turn()
 
-    def expired(self, now: float) -> list[tuple[Batch, Caller]]:
-        """Return the calls whose deadline has passed."""
-        due: list[tuple[Batch, Caller]] = []
-        self.soonest = inf
-        for batch in self._batches:
-            for caller, (deadline, _) in batch.deadlines.items():
-                if deadline <= now:
-                    due.append((batch, caller))
-                elif deadline < self.soonest:
-                    self.soonest = deadline
-        return due
-
     def choose(
         self,
         rules: Rules,
         now: float,
         stopping: bool,
         pace: Callable[[float], Pace | None],
+        spare: Callable[[float, float, float], float],
     ) -> tuple[Batch | None, Decision]:
         """Find the first batch that should close, and why; else when to look again.
 
-        *pace* is asked only about a batch that could grow.
+        *pace* is asked only about a batch that could grow, *spare* only about one
+        with a deadline.
         """
-        look_again = self.soonest - now if self._batches else inf
+        look_again = inf
         for batch in self._batches:
             growing = self.open.get(batch.shape) is batch
+            soonest = batch.soonest
             decision = decide(
                 rules,
                 Look(
@@ -90,6 +80,7 @@ class Waiting:
                     growing,
                     stopping,
                     pace(now) if growing else None,
+                    inf if soonest == inf else spare(soonest, batch.opened, now),
                 ),
             )
             if decision.reason is not None:

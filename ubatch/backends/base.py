@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from ubatch.batch import Caller, Told
+    from ubatch.deadlines import Alarm
     from ubatch.executors import Executor, ExecutorOption
     from ubatch.future import Future
 
@@ -61,8 +62,8 @@ class Backend(Protocol):
             BackendError: The caller's wait would stall others.
         """
 
-    def park(self, caller: Caller, timeout: float | None) -> Told | None:
-        """Wait to be told, as *caller*; None if nothing came within *timeout* seconds.
+    def park(self, caller: Caller) -> Told:
+        """Wait to be told, as *caller*.
 
         Raises:
             BackendError: Somebody else resumed the caller.
@@ -83,6 +84,9 @@ class Backend(Protocol):
 
     def wake(self) -> Wake:
         """Return a wake."""
+
+    def alarm(self, ring: Callable[[], object]) -> Alarm:
+        """Return an alarm that calls *ring*, which neither blocks nor raises."""
 
     def turn(self, wake: Wake) -> None:
         """Let all run who are ready, once; a set *wake* may cut it short."""

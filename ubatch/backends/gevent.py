@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager
 from contextvars import Context
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gevent
@@ -44,8 +45,6 @@ LOOK_AFTER_OWNER = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-TIME_IS_UP = object()
 
 switch_to = greenlet.switch
 """Park in favour of a hub. Its own ``switch()`` first asks for a ``switch_out`` hook,
@@ -114,9 +113,7 @@ class GeventBackend:
             return caller
         return None
 
-    def park(self, caller: Caller, timeout: float | None) -> Told | None:
-        if timeout is not None:
-            return self._park_for(caller, timeout)
+    def park(self, caller: Caller) -> Told:
         told: Any = switch_to(self._hub)
         try:
             if told[0] is caller:
@@ -127,15 +124,6 @@ class GeventBackend:
             f"somebody else switched to a greenlet that waits for its result: {told!r}"
         )
 
-    def _park_for(self, caller: Any, timeout: float) -> Told | None:
-        timer = self._hub.loop.timer(max(timeout, SHORTEST_WAIT))
-        timer.start(caller.switch, (caller, TIME_IS_UP), update=True)
-        try:
-            told = self.park(caller, None)
-        finally:
-            timer.close()
-        return None if told is None or told[1] is TIME_IS_UP else told
-
     def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
         self._hub.loop.run_callback(_resume, iter(told), gone)
 
@@ -144,6 +132,9 @@ class GeventBackend:
 
     def wake(self) -> Wake:
         return GeventWake(self._hub)
+
+    def alarm(self, ring: Callable[[], object]) -> GeventAlarm:
+        return GeventAlarm(self._hub, ring)
 
     def turn(self, wake: Wake) -> None:
         # One full turn of the loop: callbacks alone run who is ready but poll no
@@ -337,6 +328,29 @@ class GeventWake:
         if timeout:
             timeout = max(timeout, SHORTEST_WAIT)
         return bool(self._semaphore.acquire(timeout=timeout))
+
+
+class GeventAlarm:
+    """A timer of the hub's loop, made when it is set."""
+
+    __slots__ = ("_hub", "_ring", "_timer")
+
+    def __init__(self, hub: Hub, ring: Callable[[], object]) -> None:
+        self._hub = hub
+        self._ring = ring
+        self._timer: Any = None
+
+    def set(self, at: float) -> None:
+        self.clear()
+        self._timer = self._hub.loop.timer(max(at - monotonic(), SHORTEST_WAIT))
+        self._timer.start(self._ring, update=True)
+
+    def clear(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    close = clear
 
 
 class _NoLock:

@@ -8,7 +8,9 @@ from _queue import SimpleQueue
 from _thread import LockType
 from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractContextManager
+from math import inf
 from threading import TIMEOUT_MAX
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ubatch.backends.native import allocate_lock, start_thread
@@ -63,8 +65,8 @@ class ThreadBackend:
         self._check_caller()
         return ParkedThread()
 
-    def park(self, caller: Any, timeout: float | None) -> Told | None:
-        told: Told | None = caller.park(timeout)
+    def park(self, caller: Any) -> Told:
+        told: Told = caller.park()
         return told
 
     def tell(self, told: Iterable[Told], gone: Set[Caller]) -> None:
@@ -77,6 +79,9 @@ class ThreadBackend:
 
     def wake(self) -> ThreadWake:
         return ThreadWake()
+
+    def alarm(self, ring: Callable[[], object]) -> ThreadAlarm:
+        return ThreadAlarm(ring)
 
     def turn(self, wake: Wake) -> None:
         wake.wait(QUIET_GAP)
@@ -169,10 +174,11 @@ class ParkedThread:
         self._lock.acquire()
         self._told: Told | None = None
 
-    def park(self, timeout: float | None) -> Told | None:
-        """Wait for resume(), *timeout* seconds at most."""
-        self._lock.acquire(timeout=_bounded(timeout))
+    def park(self) -> Told:
+        """Wait for resume()."""
+        self._lock.acquire()
         told, self._told = self._told, None  # it holds this, too
+        assert told is not None  # resume() says so first
         return told
 
     def resume(self, told: Told) -> None:
@@ -225,6 +231,55 @@ class ThreadWake:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._flag.acquire(timeout=_bounded(timeout))
+
+
+class ThreadAlarm:
+    """A daemon thread that sleeps until it has to ring; started when it is first set.
+
+    Owner: ``_at`` is set under the lock of whoever sets the alarm; the thread forgets
+    it, without that lock, before it rings.
+    Race (forgotten): 1. the thread sees that it is time; 2. somebody sets another
+    time; 3. the thread forgets that, and rings. Whoever is rung sets the next time,
+    by all that it knows.
+    """
+
+    __slots__ = ("_ring", "_at", "_wake", "_started", "_closed", "_sleeps_until")
+
+    def __init__(self, ring: Callable[[], object]) -> None:
+        self._ring = ring
+        self._at = inf
+        self._sleeps_until = inf
+        self._wake = ThreadWake()
+        self._started = False
+        self._closed = False
+
+    def set(self, at: float) -> None:
+        self._at = at
+        if not self._started:
+            start_thread(self._run)
+            self._started = True
+        elif at < self._sleeps_until:
+            self._wake.set()
+
+    def clear(self) -> None:
+        self._at = inf  # it is not woken for that: it finds out when it wakes
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            # Race (overslept): 1. this reads when to ring; 2. somebody sets an earlier
+            #       time, and sees no need to wake what does not sleep yet; 3. this
+            #       sleeps. So it says until when it sleeps, and then looks again.
+            at = self._sleeps_until = self._at
+            if self._at < at:
+                continue
+            self._wake.wait(None if at == inf else at - monotonic())
+            if monotonic() >= self._at:
+                self._at = inf
+                self._ring()
 
 
 def _bounded(timeout: float | None) -> float:

@@ -1,0 +1,231 @@
+"""How does a call end?
+
+Each ends once: with its answer, with an error, or because its caller went away. What
+ends it takes it out of its batch under the lock, and tells its caller after that.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import CancelledError
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ubatch.batch import Batch, Caller, Told
+from ubatch.errors import BackendError, DeadlineExceeded, Failure
+from ubatch.executors import Outcome
+from ubatch.future import Future
+from ubatch.log import tell
+
+if TYPE_CHECKING:
+    from ubatch.collector import Collector
+
+logger = logging.getLogger(__name__)
+
+Ended = tuple[list[Told], list[Future[Any]], set[Caller]]
+"""Who is to be told what, which futures are done, and who is not to be told."""
+
+
+class Endings:
+    """Ends the calls of one collector.
+
+    Owner: as the collector's, whose lock this takes; but a method that begins with
+    an underscore is called under it, and give_up_due() too.
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._name = collector.name
+        self._collector = collector
+        self._lock = collector.lock
+        self._counters = collector.counters
+
+    def settle(self, batch: Batch, outcome: Outcome) -> None:
+        """End every call of a batch that has not ended yet."""
+        with self._lock:
+            self._counters.handler_seconds += outcome.seconds
+            self._counters.reruns_total += outcome.reruns
+            if batch.settled:  # somebody lost patience before the handler returned
+                return
+            ended = self._settle(batch, outcome)
+        self.tell(ended)
+        if batch.running:
+            self._log_failure(batch, outcome)
+
+    def fail(self, batches: list[Batch], error: Exception) -> None:
+        """End every call of these batches with an error of ours."""
+        for batch in batches:
+            self.settle(batch, Outcome(None, Failure(error), 0.0))
+
+    def tell(self, ended: Ended) -> None:
+        """Tell who waits for calls that have ended; runs no user's code."""
+        told, futures, gone = ended
+        self._collector.backend.tell(told, gone)
+        for future in futures:
+            future._notify()
+
+    def leave(self, batch: Batch, caller: Caller) -> None:
+        """Give a call up on behalf of a caller that goes away."""
+        with self._lock:
+            if caller in batch.calls:
+                batch.leave(caller, monotonic())
+                batch.gone.discard(caller)  # there is nothing to hold back
+                self._counters.ended(was_running=batch.running, cancelled=1)
+                self._drop_if_empty(batch)
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """Take a call out for good, if no worker has it."""
+        batch = future._batch
+        with self._lock:
+            if future._cancelled:
+                return True
+            if batch.running or future not in batch.calls:
+                return False
+            self.leave(batch, future)
+            batch.futures.discard(future)
+            future._cancelled = True
+            future._finish(Failure(CancelledError()))
+        future._notify()
+        return True
+
+    def give_up_due(self, now: float) -> list[Ended]:
+        """End the calls that are out of time; tell() them then. Under the lock."""
+        collector = self._collector
+        if now < collector.deadlines.next:
+            return []
+        calls, stuck = collector.deadlines.due(now)
+        ended = [self._expire(batch, caller, now) for batch, caller in calls]
+        ended += [self._give_up(batch) for batch in stuck]
+        if collector.strands.all_stuck:
+            nobody = Outcome(None, Failure(self.stuck()), 0.0)
+            left = collector.waiting.take_all()
+            ended += [self._settle(batch, nobody) for batch in left]
+        return ended
+
+    def ring(self) -> None:
+        """Look for calls that are out of time; the alarm calls this."""
+        collector = self._collector
+        if collector.inherited():
+            return
+        with self._lock:
+            collector.deadlines.rang()
+            given_up = self.give_up_due(monotonic())
+            end = collector.life.closed and not collector.strands.at_work
+        for ended in given_up:
+            self.tell(ended)
+        if end:
+            collector.end()
+
+    def killed(self) -> BackendError:
+        """Return the error of calls whose strand died."""
+        return BackendError(
+            f"{self._name}: what ran the batches was killed from outside; call again"
+        )
+
+    def stuck(self) -> BackendError:
+        """Return the error of calls that no worker will ever run."""
+        return BackendError(
+            f"{self._name}: every worker (workers={self._collector.workers}), and what "
+            "replaced it, is stuck in the handler past handler_timeout; restart this "
+            "process"
+        )
+
+    def _expire(self, batch: Batch, caller: Caller, now: float) -> Ended:
+        at, seconds = batch.deadlines[caller]
+        batch.leave(caller, min(now, at))
+        self._counters.ended(was_running=batch.running, expired=1)
+        self._drop_if_empty(batch)
+        message = f"no result within the call's deadline of {seconds:g} seconds"
+        if now < at:
+            message = (
+                f"given up {at - now:.2g} s before the call's deadline of {seconds:g} "
+                "seconds, since the handler takes longer than that"
+            )
+        error = DeadlineExceeded(f"{self._name}: {message}")
+        return self._finish(batch, [(caller, Failure(error))])
+
+    def _settle(self, batch: Batch, outcome: Outcome) -> Ended:
+        told = batch.settle(outcome.answers, outcome.failure)
+        failed = 0
+        if outcome.failure is not None or outcome.failures:
+            failed = sum(type(answer) is Failure for _, answer in told)
+        self._counters.ended(
+            was_running=batch.running, results=len(told) - failed, failures=failed
+        )
+        self._collector.deadlines.forget(batch)
+        return self._finish(batch, told)
+
+    def _give_up(self, batch: Batch) -> Ended:
+        """End the calls of a batch whose handler runs too long, and go on without it.
+
+        Race (returned): 1. the alarm finds that the handler runs too long; 2. the
+        handler returns. The batch is settled once, by whoever has the lock first.
+        """
+        collector, limit = self._collector, batch.limit - batch.began
+        error = DeadlineExceeded(
+            f"{self._name}: the handler has run for handler_timeout={limit:g} seconds, "
+            "and is not waited for any longer"
+        )
+        told = batch.settle(None, Failure(error))
+        self._counters.ended(was_running=True, expired=len(told))
+        self._counters.stuck += 1
+        self._counters.stuck_total += 1
+        collector.deadlines.forget(batch)
+        collector.strands.replace(batch)
+        log = partial(self._log_stuck, batch.size, limit, len(told))
+        collector.backend.defer(log)
+        return self._finish(batch, told)
+
+    def _finish(self, batch: Batch, told: list[Told]) -> Ended:
+        """Finish the futures among those who are to be told."""
+        if not batch.futures:
+            return told, [], batch.gone
+        futures: list[Future[Any]] = []
+        parked: list[Told] = []
+        for one in told:
+            caller, answer = one
+            if isinstance(caller, Future):
+                batch.futures.discard(caller)
+                caller._finish(answer)
+                futures.append(caller)
+            else:
+                parked.append(one)
+        return parked, futures, batch.gone
+
+    def _drop_if_empty(self, batch: Batch) -> None:
+        """Forget a waiting batch whose callers have all left: it is never run."""
+        collector = self._collector
+        if not batch.calls and not batch.running:
+            self._counters.queued_seconds += batch.queued(0.0)
+            collector.waiting.remove(batch)
+            collector.deadlines.forget(batch)
+            if not collector.waiting:  # or a strand that lingered would keep its timer
+                collector.strands.look()
+
+    def _log_failure(self, batch: Batch, outcome: Outcome) -> None:
+        first = outcome.failure or outcome.first
+        if first is None:
+            return
+        error, how = first.error, "failed"
+        if outcome.reruns:
+            how = (
+                f"failed; run again in parts, {outcome.reruns} times, only "
+                f"{len(outcome.failures)} did"
+            )
+        tell(
+            logger,
+            logging.ERROR,
+            "%s: a batch of %d calls %s: %s",
+            *(self._name, batch.size, how, type(error).__name__),
+            exc_info=(type(error), error, error.__traceback__),
+        )
+
+    def _log_stuck(self, size: int, limit: float, told: int) -> None:
+        tell(
+            logger,
+            logging.ERROR,
+            "%s: the handler has run for %g s on a batch of %d calls; %d of them were "
+            "given up. Its worker is replaced: %d stuck now, %d may be",
+            *(self._name, limit, size, told),
+            *(self._counters.stuck, 2 * self._collector.workers),
+        )
