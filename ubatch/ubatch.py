@@ -430,9 +430,10 @@ def _weakly(method: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _outcome(call: Future[Any], return_exceptions: bool) -> Any:
-    try:
+    if not return_exceptions:
         return call.result()
-    except Exception as error:
-        if return_exceptions:
-            return error
-        raise
+    try:
+        error = call.exception()  # not raised, it keeps no frame with all items alive
+    except Exception as refused:
+        return refused
+    return call.result() if error is None else error
