@@ -79,13 +79,13 @@ class Deadlines:
         """Let go of the alarm."""
         self._alarm.close()
 
-    def due(self, now: float) -> tuple[list[tuple[Batch, Caller]], list[Batch]]:
-        """Return the calls that are out of time, and the batches that are whole.
+    def due(self, now: float) -> tuple[list[tuple[Batch, list[Caller]]], list[Batch]]:
+        """Return the calls that are out of time, by batch, and the batches that are.
 
         Sets the alarm for the next look.
         """
         lead = self._lead(now)
-        calls: list[tuple[Batch, Caller]] = []
+        calls: list[tuple[Batch, list[Caller]]] = []
         whole: list[Batch] = []
         look_at = inf
         for batch in self._batches:
@@ -94,12 +94,15 @@ class Deadlines:
                 if batch.limit <= now:
                     whole.append(batch)
                     continue
+                callers: list[Caller] = []
                 batch.soonest = batch.limit
                 for caller, (at, _) in batch.deadlines.items():
                     if at - ahead <= now:
-                        calls.append((batch, caller))
+                        callers.append(caller)
                     elif at < batch.soonest:
                         batch.soonest = at
+                if callers:
+                    calls.append((batch, callers))
             look_at = min(look_at, batch.soonest - ahead)
         self.next = look_at
         if look_at < inf:

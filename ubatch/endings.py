@@ -94,7 +94,7 @@ class Endings:
         if now < collector.deadlines.next:
             return []
         calls, stuck = collector.deadlines.due(now)
-        ended = [self._expire(batch, caller, now) for batch, caller in calls]
+        ended = [self._expire(batch, callers, now) for batch, callers in calls]
         ended += [self._give_up(batch) for batch in stuck]
         if collector.strands.all_stuck:
             nobody = Outcome(None, Failure(self.stuck()), 0.0)
@@ -130,19 +130,23 @@ class Endings:
             "process"
         )
 
-    def _expire(self, batch: Batch, caller: Caller, now: float) -> Ended:
-        at, seconds = batch.deadlines[caller]
-        batch.leave(caller, min(now, at))
-        self._counters.ended(was_running=batch.running, expired=1)
+    def _expire(self, batch: Batch, callers: list[Caller], now: float) -> Ended:
+        told: list[Told] = []
+        for caller in callers:
+            at, seconds = batch.deadlines[caller]
+            batch.leave(caller, min(now, at))
+            message = f"no result within the call's deadline of {seconds:g} seconds"
+            if now < at:
+                message = (
+                    f"given up {at - now:.2g} s before the call's deadline of "
+                    f"{seconds:g} seconds, since the handler takes longer than that"
+                )
+            error = DeadlineExceeded(f"{self._name}: {message}")
+            alone = not isinstance(caller, Future)  # whose result() may be asked twice
+            told.append((caller, Failure(error, alone)))
+        self._counters.ended(was_running=batch.running, expired=len(told))
         self._drop_if_empty(batch)
-        message = f"no result within the call's deadline of {seconds:g} seconds"
-        if now < at:
-            message = (
-                f"given up {at - now:.2g} s before the call's deadline of {seconds:g} "
-                "seconds, since the handler takes longer than that"
-            )
-        error = DeadlineExceeded(f"{self._name}: {message}")
-        return self._finish(batch, [(caller, Failure(error))])
+        return self._finish(batch, told)
 
     def _settle(self, batch: Batch, outcome: Outcome) -> Ended:
         told = batch.settle(outcome.answers, outcome.failure)
@@ -224,8 +228,8 @@ class Endings:
         tell(
             logger,
             logging.ERROR,
-            "%s: the handler has run for %g s on a batch of %d calls; %d of them were "
-            "given up. Its worker is replaced: %d stuck now, %d may be",
+            "%s: the handler has run for %g s on a batch of %d calls; %d that still "
+            "waited are given up, and its worker is replaced (%d stuck, at most %d)",
             *(self._name, limit, size, told),
             *(self._counters.stuck, 2 * self._collector.workers),
         )

@@ -29,8 +29,9 @@ PROBE_AFTER = 1.0
 MARGIN = 1.1
 """What to multiply the slowest of them by, where a batch should be on time."""
 
-NOTICE = 0.002
-"""Seconds that may pass from the moment to close a batch until the handler has it."""
+NOTICE = 0.005
+"""Seconds that may pass from the moment to close a batch until the handler has it: the
+interpreter switches threads that often."""
 
 FEW = 0.25
 """Calls that come beside a batch, over its size, that do not slow it to speak of."""
