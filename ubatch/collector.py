@@ -367,9 +367,12 @@ class Collector:
 
     def _full(self) -> QueueFull:
         self.counters.rejected_total += 1
+        pending, max_pending = self.counters.pending, self._max_pending or 0
         return QueueFull(
-            f"{self.name}: {self.counters.pending} calls waiting, max_pending="
-            f"{self._max_pending}; shed this one, or retry later"
+            f"{self.name}: {pending} calls waiting, max_pending={max_pending}; "
+            "shed this one, or retry later",
+            *(pending, max_pending),
+            retry_after=1.0,
         )
 
     def _stopped(self) -> Stopped:

@@ -60,6 +60,26 @@ class HandlerExit(UBatchError):
 class QueueFull(UBatchError):
     """``max_pending`` calls are waiting already; shed this one (HTTP 503)."""
 
+    def __init__(
+        self,
+        message: str = "",
+        pending: int = 0,
+        max_pending: int = 0,
+        retry_after: float = 1.0,
+    ) -> None:
+        """Say how long the queue is, and when to ask again.
+
+        Args:
+            message: The text of this error.
+            pending: Number of calls that were waiting.
+            max_pending: How many may wait: the batcher's option.
+            retry_after: Seconds after which another try may fare better.
+        """
+        super().__init__(message)  # alone: a copy is made from this, then gets the rest
+        self.pending = pending
+        self.max_pending = max_pending
+        self.retry_after = retry_after
+
 
 class DeadlineExceeded(UBatchError, TimeoutError):
     """The call's ``deadline`` passed before its result was there (HTTP 504)."""
