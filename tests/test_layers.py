@@ -53,6 +53,7 @@ LAYERS = {
         *("backends", "calls", "executors", "future", "options", "policy", "stats"),
         "ubatch",
     },
+    "flask": {"errors", "log"},
     "": {"decorators", "errors", "future", "stats", "ubatch"},
 }
 ONLY_IN = {
@@ -60,7 +61,8 @@ ONLY_IN = {
     "greenlet": {"backends.gevent"},
     "threading": {"backends.thread"},
     "_thread": {"backends.native", "backends.thread"},
-    "flask": set(),
+    "flask": {"flask"},
+    "flask_restx": set(),
     "gunicorn": set(),
     "numpy": set(),
 }
