@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, Protocol, TypeVar
 
-from ubatch import backends, executors, options, process
+from ubatch import backends, executors, options, process, registry
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
@@ -113,6 +113,7 @@ class UBatch(Calls[T, S]):
         self._collector: Collector | None = None
         if handler is not None:
             self.set_handler(handler)
+        registry.add(self)
 
     @property
     def name(self) -> str:
@@ -192,6 +193,19 @@ class UBatch(Calls[T, S]):
         self._life.closed = True
         if collector is not None and not collector.ended:
             _end(collector, timeout)
+
+    def _stop_soon(self) -> None:
+        """Refuse new calls and run those that were accepted; do not wait for them."""
+        self._life.closed = True
+        collector = self._in_this_process()
+        if collector is not None and not collector.ended:
+            _have_done(collector, collector.begin_stop)
+
+    def _give_up(self) -> None:
+        """End what _stop_soon() has left; do not wait for that."""
+        collector = self._in_this_process()
+        if collector is not None and not collector.ended:
+            _have_done(collector, collector.abandon)
 
     def with_options(self, *, deadline: float | None) -> View[T, S]:
         """Return a view of this batcher whose calls have other options.
@@ -391,6 +405,14 @@ def _end(collector: Collector, timeout: float | None) -> None:
         if not collector.ended:
             backend.in_owner(collector.abandon)
     collector.finalizer.detach()
+
+
+def _have_done(collector: Collector, act: Callable[[], None]) -> None:
+    """Do what does not block; at once, unless the hub of another thread has to."""
+    if collector.backend.is_foreign():
+        collector.backend.soon(act)
+    elif collector.backend.alive():
+        act()
 
 
 def _forget(life: Life, collector: Collector) -> None:
