@@ -107,12 +107,23 @@ def test_a_batcher_that_is_stopped_or_cannot_run_is_503(world: World) -> None:
     pool.kill()
 
 
+class Hostile:
+    """A number of seconds that is none."""
+
+    def __float__(self) -> float:
+        raise LookupError("hostile")
+
+
 @pytest.mark.parametrize(
     ("seconds", "header"),
-    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (59.5, "60"), (1e9, "3600")],
+    [
+        *[(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (59.5, "60")],
+        *[(1e9, "3600"), (float("inf"), "3600"), (float("nan"), "1"), (-1e999, "1")],
+        *[(None, "1"), ("soon", "1"), (Hostile(), "1")],
+    ],
 )
-def test_retry_after_is_in_whole_seconds(seconds: float, header: str) -> None:
-    """Rounded up, since who comes too early is refused again; at least 1."""
+def test_retry_after_is_in_whole_seconds(seconds: Any, header: str) -> None:
+    """Rounded up, since who comes too early is refused again; 1 where it is no time."""
     app = app_with(QueueFull("full", 8, 8, retry_after=seconds))
     ubatch.flask.init_app(app)
     assert header == app.test_client().get("/predict").headers["Retry-After"]

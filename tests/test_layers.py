@@ -27,7 +27,7 @@ LAYERS = {
     "life": {"process"},
     "waiting": {"batch", "policy"},
     "future": {"errors", "log", "nesting", "options"},
-    "executors": {"batch", "errors", "log", "nesting"},
+    "executors": {"batch", "errors", "log", "nesting", "options"},
     "pace": {"policy"},
     "strands": {"batch", "errors", "executors", "log", "pace", "policy"},
     "collector": {

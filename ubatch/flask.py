@@ -103,7 +103,7 @@ def _whole_seconds(seconds: Any) -> int:
     """Return what Retry-After can hold: 1, 2, 3 ..."""
     try:
         return max(1, math.ceil(min(float(seconds), LONGEST_RETRY)))
-    except (TypeError, ValueError, OverflowError):  # not a number, or NaN, or -inf
+    except Exception:  # it is no number, or NaN; but the answer does not wait for that
         return 1
 
 

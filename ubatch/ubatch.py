@@ -97,7 +97,7 @@ class UBatch(Calls[T, S]):
     ) -> None:
         self.max_size = options.count("max_size", max_size)
         self.timeout = options.seconds("timeout", timeout)
-        self._workers = options.count("workers", workers)
+        self._workers = options.count("workers", workers, options.MOST_WORKERS)
         self._linger = options.one_of("linger", linger, LINGERS)
         self._backend = options.one_of("backend", backend, BACKENDS)
         executors.check(executor)
@@ -106,7 +106,7 @@ class UBatch(Calls[T, S]):
             None if max_pending is None else options.count("max_pending", max_pending)
         )
         self._deadline = options.deadline(deadline)
-        self._name = name
+        self._name = options.name(name)
         self._handler: Callable[..., Any] | None = None
         self._life = Life()
         # What serves, or last served; it may be a parent's, and is then left alone.
@@ -182,7 +182,7 @@ class UBatch(Calls[T, S]):
             UBatchError: The handler itself called: it would wait for itself.
         """
         if timeout is not None:
-            options.seconds("timeout", timeout)
+            timeout = options.seconds("timeout", timeout)
         collector = self._in_this_process()
         running = running_batch.get()
         if running is not None and running.collector is collector:
