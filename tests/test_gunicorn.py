@@ -142,6 +142,22 @@ def test_a_drain_is_no_reason_for_a_worker_timeout(kind: str, tmp_path: Path) ->
 
 
 @pytest.mark.timing
+@each_kind
+def test_an_old_worker_drains_like_a_young_one(kind: str, tmp_path: Path) -> None:
+    """What counts is its last sign of life, and the master goes on getting them."""
+    with forgetful(tmp_path, kind, "--timeout", "3") as app:
+        born = time.monotonic()
+        app.server.until(lambda: time.monotonic() > born + 4)
+        pid = app.submit(1, 2, 3)
+        app.server.signal(signal.SIGTERM)
+        app.until_leaving(pid)
+        app.gate.open()
+        assert 0 == app.server.end()
+        assert {1: 4, 2: 8, 3: 12} == app.ends(pid)
+        assert "WORKER TIMEOUT" not in app.server.log
+
+
+@pytest.mark.timing
 @each_kind_but_pywsgi
 def test_a_quick_end_is_quick(kind: str, tmp_path: Path) -> None:
     """SIGINT does not wait for a handler that hangs, whatever graceful_timeout is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
@@ -26,6 +27,16 @@ def test_a_batcher_is_known_as_long_as_it_lives() -> None:
     assert ["registry 2"] == names()
     del second
     assert [] == names()
+
+
+def test_a_batcher_that_is_forgotten_leaves_nothing_behind() -> None:
+    """Not even a dead reference: instances with batchers may come and go for ever."""
+    gc.collect()
+    before = len(registry._alive)
+    for _ in range(100):
+        UBatch(1, 0.0)
+    gc.collect()
+    assert before == len(registry._alive)
 
 
 def test_the_batchers_of_decorated_functions_and_instances_are_known() -> None:
@@ -62,16 +73,21 @@ def test_batchers_may_be_made_and_forgotten_while_somebody_looks(
     threads: World,
 ) -> None:
     """Native threads make and drop batchers; a look neither fails nor misses one."""
-    kept = UBatch(1, 0.0, name="registry kept")
+    kept = {id(each): each for each in (UBatch(1, 0.0) for _ in range(500))}
     ended: list[int] = []
 
     def make() -> None:
-        for _ in range(2000):
-            UBatch(1, 0.0)
+        for _ in range(200):
+            [UBatch(1, 0.0) for _ in range(20)]
         ended.append(1)
 
-    makers = [threads.spawn(make) for _ in range(4)]
-    while len(ended) < len(makers):
-        assert any(each is kept for each in registry.alive())
-    for maker in makers:
-        maker.result()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # or a look would hardly ever be interrupted
+    try:
+        makers = [threads.spawn(make) for _ in range(4)]
+        while len(ended) < len(makers):
+            assert kept.keys() <= {id(each) for each in registry.alive()}
+        for maker in makers:
+            maker.result()
+    finally:
+        sys.setswitchinterval(interval)
