@@ -10,6 +10,8 @@ NAME =
 REPEATS = 5
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
+# How many cases make fuzz tries.
+CASES = 10000
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
 SELECT = concurrency and not timing
 
@@ -26,7 +28,7 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress bench dist clean
+.PHONY: help run demo test check format stress fuzz bench dist clean
 .PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
@@ -74,6 +76,9 @@ stress: venv-test  ## run the concurrency tests N=20 times, both legs, with ever
 	    done; \
 	    passed=$$((passed + 1)); echo "stress: $$passed of $(N) rounds passed: $$(tail -1 $$log)"; \
 	done
+
+fuzz: venv-test  ## try new values for options, calls, errors and requests: a minute (CASES=10000)
+	@FUZZ_CASES=$(CASES) $(PLAIN) -q tests/test_fuzz.py --timeout=3600 -o faulthandler_timeout=3700 $(ARGS)
 
 bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
 	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)

@@ -230,13 +230,21 @@ class Client:
         return Answer(response.status, body)
 
 
-def gunicorn(log: Path, app: str, *options: str, **env: str) -> Server:
+def gunicorn(
+    log: Path, app: str, *options: str, conf: str = "conf", **env: str
+) -> Server:
     """Return a gunicorn server of *app*, which is to be entered."""
 
     def command(listener: int) -> list[str]:
         program = [sys.executable, "-m", "gunicorn", app, *options]
         # Every gunicorn of this user would share one control socket.
-        return [*program, "-b", f"fd://{listener}", "-c", f"{ROOT}/tests/apps/conf.py"]
+        return [
+            *program,
+            "-b",
+            f"fd://{listener}",
+            "-c",
+            f"{ROOT}/tests/apps/{conf}.py",
+        ]
 
     return Server(command, log, **env)
 

@@ -269,8 +269,10 @@ def test_max_pending_refuses_at_once_and_says_the_numbers(world: World) -> None:
         running = ub.submit(0)
         world.until(lambda: handler.batches)
         waiting = [ub.submit(n) for n in (1, 2)]
-        with pytest.raises(QueueFull, match="2 calls waiting, max_pending=2"):
+        with pytest.raises(QueueFull, match="2 calls waiting, max_pending=2") as full:
             ub.ubatch(3)
+        assert (2, 2) == (full.value.pending, full.value.max_pending)
+        assert full.value.retry_after > 0
         handler.gate.open()
         assert list("012") == [f.result(30) for f in (running, *waiting)]
         assert "4" == ub.ubatch(4)

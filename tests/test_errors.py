@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
+import pickle
 import sys
 import traceback
 import weakref
@@ -21,6 +23,7 @@ from ubatch import (
     BadBatchOutput,
     BadBatchOutputSize,
     HandlerExit,
+    QueueFull,
     UBatch,
     UBatchError,
 )
@@ -384,3 +387,16 @@ def test_nothing_is_printed_for_an_error_in_a_pool(
             ub.ubatch(1)
     sys.stderr.flush()
     assert "" == capfd.readouterr().err
+
+
+def test_a_full_queue_says_its_numbers_wherever_it_is_carried(world: World) -> None:
+    """QueueFull keeps its numbers pickled, copied, and raised on by a handler."""
+    full = QueueFull("no room", 7, 8, retry_after=2.5)
+    with UBatch(1, 0.0, handler=raising(full), backend=world.backend) as ub:
+        with pytest.raises(QueueFull) as caught:
+            ub.ubatch(1)
+    carried = pickle.loads(pickle.dumps(full)), copy.copy(full), caught.value
+    for other in carried:
+        assert other is not full
+        assert "no room" == str(other)
+        assert (7, 8, 2.5) == (other.pending, other.max_pending, other.retry_after)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
+from numpy import arange, float64
 
-from tests.fakes import Recorder
+from tests.fakes import Gated, Recorder, World
 from ubatch import UBatch, ubatch_decorator
 
 NAN = float("nan")
@@ -22,6 +25,7 @@ INF = float("inf")
         ("timeout", -0.1),
         ("timeout", NAN),
         ("timeout", INF),
+        ("workers", 2**31 - 1),
         ("workers", 0),
         ("workers", -3),
         ("max_pending", 0),
@@ -53,6 +57,7 @@ def test_a_senseless_value_is_refused_at_construction(option: str, value: Any) -
         ("deadline", "later"),
         ("executor", object()),
         ("executor", None),
+        ("name", 3),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(option: str, value: Any) -> None:
@@ -60,6 +65,37 @@ def test_a_value_of_the_wrong_kind_is_refused(option: str, value: Any) -> None:
     options: dict[str, Any] = {"max_size": 1, "timeout": 0.0, option: value}
     with pytest.raises(TypeError, match=option):
         UBatch(**options)
+
+
+class Hostile:
+    """What raises an error of its own whatever is done with it."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise LookupError("hostile")
+
+    __repr__ = __index__ = __float__ = __eq__ = __bool__ = _refuse  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["max_size", "timeout", "workers", "linger", "backend", "executor", "max_pending"]
+    + ["deadline", "name"],
+)
+@pytest.mark.parametrize(
+    "value",
+    [Hostile(), -(10**5000), arange(3), "x" * 10**6],
+    ids=["hostile", "huge", "array", "long"],
+)
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same(
+    option: str, value: Any
+) -> None:
+    """The error is of the option, not of the value; and no longer than can be read."""
+    if option == "name" and isinstance(value, str):
+        return
+    options: dict[str, Any] = {"max_size": 1, "timeout": 0.0, option: value}
+    with pytest.raises((TypeError, ValueError), match=f"^{option}") as caught:
+        UBatch(**options)
+    assert len(str(caught.value)) < 500
 
 
 async def coroutine(items: list[int]) -> list[int]:
@@ -112,6 +148,20 @@ def test_stop_refuses_a_senseless_timeout() -> None:
     ub = UBatch(1, 0.0, handler=Recorder())
     with pytest.raises(ValueError, match="timeout"):
         ub.stop(NAN)
+
+
+@pytest.mark.parametrize("timeout", [Fraction(30), Decimal(30), float64(30)])
+def test_stop_takes_seconds_of_any_kind(world: World, timeout: Any) -> None:
+    """What is a number of seconds elsewhere is one here."""
+    handler = Gated(world.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
+    future = ub.submit(1)
+    world.until(lambda: handler.batches)
+    stopping = world.spawn(ub.stop, timeout)
+    world.until(lambda: "stopping" in repr(ub))
+    handler.gate.open()
+    stopping.result()
+    assert "1" == future.result(30)
 
 
 def test_a_view_refuses_a_senseless_deadline() -> None:

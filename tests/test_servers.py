@@ -114,11 +114,12 @@ def test_exit_in_a_handler_does_not_stop_the_worker(tmp_path: Path) -> None:
     assert 1 == log.read_text().count("squares: a batch of 1 calls failed: HandlerExit")
 
 
-def test_a_worker_that_a_handler_blocks_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("conf", ["conf", "hooked"])
+def test_a_worker_that_a_handler_blocks_is_replaced(conf: str, tmp_path: Path) -> None:
     """gunicorn ends a worker whose inline handler holds the hub, and starts another."""
     options = *GEVENT, "--timeout", "1"
     with FileGate(tmp_path / "gate") as gate, gunicorn(
-        tmp_path / "log", PROBE, *options, EXECUTOR="inline", BLOCK=gate.path
+        tmp_path / "log", PROBE, *options, conf=conf, EXECUTOR="inline", BLOCK=gate.path
     ) as server:
         before = server.get("/square?n=2").body["pid"]
         (blocked,) = server.ask(["/square?n=block"])

@@ -20,6 +20,7 @@ from ubatch.errors import BackendError, Failure
 from ubatch.isolation import Answer, Answered
 from ubatch.log import tell
 from ubatch.nesting import running_batch
+from ubatch.options import shown
 
 if TYPE_CHECKING:
     from gevent.hub import Hub
@@ -84,13 +85,14 @@ def check(option: object) -> None:
     if isinstance(option, str):
         if option not in EXECUTORS:
             raise ValueError(
-                f"executor={option!r} is unknown; use one of {', '.join(EXECUTORS)}, "
-                "a concurrent.futures.Executor or a gevent.threadpool.ThreadPool"
+                f"executor={shown(option)} is unknown; use one of "
+                f"{', '.join(EXECUTORS)}, a concurrent.futures.Executor or a "
+                "gevent.threadpool.ThreadPool"
             )
     elif not isinstance(option, futures.Executor) and not _is_gevent_pool(option):
         raise TypeError(
             f"executor must be a name, a concurrent.futures.Executor or a "
-            f"gevent.threadpool.ThreadPool, not {option!r}"
+            f"gevent.threadpool.ThreadPool, not {shown(option)}"
         )
 
 

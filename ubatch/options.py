@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 SHORTEST_WAIT = 0.001
 """Seconds; epoll counts in milliseconds, and libuv warns of less."""
 
+MOST_WORKERS = 100_000
+"""More than any machine can run; a pool's semaphore counts no further than 2 ** 31."""
+
+LONGEST_SHOWN = 200
+"""Characters of a value that an error message repeats."""
+
 Word = TypeVar("Word", bound=str)
 
 
@@ -35,14 +41,18 @@ class Options(NamedTuple):
         return self.workers if self.handler_timeout is None else 2 * self.workers
 
 
-def count(option: str, value: int) -> int:
-    """Return a whole number of at least 1."""
+def count(option: str, value: int, most: int | None = None) -> int:
+    """Return a whole number of at least 1, and at most *most*."""
     try:
         number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{option} must be a whole number, not {value!r}") from None
+    except Exception:
+        raise TypeError(
+            f"{option} must be a whole number, not {shown(value)}"
+        ) from None
     if number < 1:
-        raise ValueError(f"{option} must be at least 1, not {value!r}")
+        raise ValueError(f"{option} must be at least 1, not {shown(value)}")
+    if most is not None and number > most:
+        raise ValueError(f"{option} must be at most {most}, not {shown(value)}")
     return number
 
 
@@ -50,13 +60,15 @@ def seconds(option: str, value: float) -> float:
     """Return a finite time of 0 seconds or more."""
     try:
         time = float(value)
-    except (TypeError, ValueError):
+    except OverflowError:  # a whole number that no float can hold
+        time = math.inf
+    except Exception:
         raise TypeError(
-            f"{option} must be a number of seconds, not {value!r}"
+            f"{option} must be a number of seconds, not {shown(value)}"
         ) from None
     if not 0 <= time < math.inf:  # NaN fails this too
         raise ValueError(
-            f"{option} must be 0 seconds or more, and finite, not {value!r}"
+            f"{option} must be 0 seconds or more, and finite, not {shown(value)}"
         )
     return time
 
@@ -65,26 +77,34 @@ def limit(option: str, value: float | None) -> float | None:
     """Return a time that can be waited for, or None."""
     if value is None:
         return None
-    if seconds(option, value) == 0:
+    time = seconds(option, value)
+    if time == 0:
         raise ValueError(
             f"{option} must be more than 0 seconds; None means no {option}"
         )
-    return max(float(value), SHORTEST_WAIT)
+    return max(time, SHORTEST_WAIT)
 
 
 def flag(option: str, value: bool) -> bool:
     """Return True or False."""
     if value is not True and value is not False:
-        raise TypeError(f"{option} must be True or False, not {value!r}")
+        raise TypeError(f"{option} must be True or False, not {shown(value)}")
     return value
 
 
 def one_of(option: str, value: Word, words: tuple[Word, ...]) -> Word:
     """Return one of a few words."""
-    if value not in words:
+    if not isinstance(value, str) or value not in words:
         raise ValueError(
-            f"{option}={value!r} is unknown; use one of {', '.join(words)}"
+            f"{option}={shown(value)} is unknown; use one of {', '.join(words)}"
         )
+    return value
+
+
+def name(value: str | None) -> str | None:
+    """Return a name, for log lines and numbers."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"name must be a string, not {shown(value)}")
     return value
 
 
@@ -95,13 +115,24 @@ def check_handler(handler: object) -> None:
         TypeError: It cannot be called, or is a coroutine function.
     """
     if not callable(handler):
-        raise TypeError(f"handler must be a function that takes lists, not {handler!r}")
+        raise TypeError(
+            f"handler must be a function that takes lists, not {shown(handler)}"
+        )
     for function in (handler, getattr(handler, "__call__", None)):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
             function
         ):
             raise TypeError(
-                f"handler {handler!r} is a coroutine function, and nothing here would "
-                "await it; pass a plain function, for instance one that calls "
+                f"handler {shown(handler)} is a coroutine function, and nothing here "
+                "would await it; pass a plain function, for instance one that calls "
                 "asyncio.run()"
             )
+
+
+def shown(value: object) -> str:
+    """Return a value for an error message, in a line that can be read."""
+    try:
+        text = repr(value)
+    except Exception:  # the value's own, or a number with too many digits
+        return f"a value of type {type(value).__name__} that cannot be shown"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, Protocol, TypeVar
 
-from ubatch import backends, executors, options, process
+from ubatch import backends, executors, options, process, registry
 from ubatch.backends import BACKENDS, BackendName
 from ubatch.calls import Calls, Deadline, View
 from ubatch.collector import Collector
@@ -117,7 +117,7 @@ class UBatch(Calls[T, S]):
         self._options = Options(
             self.max_size,
             self.timeout,
-            options.count("workers", workers),
+            options.count("workers", workers, options.MOST_WORKERS),
             options.one_of("linger", linger, LINGERS),
             None if max_pending is None else options.count("max_pending", max_pending),
             options.flag("shed", shed),
@@ -128,13 +128,14 @@ class UBatch(Calls[T, S]):
         executors.check(executor)
         self._executor = executor
         self._deadline = options.limit("deadline", deadline)
-        self._name = name
+        self._name = options.name(name)
         self._handler: Callable[..., Any] | None = None
         self._life = Life()
         # What serves, or last served; it may be a parent's, and is then left alone.
         self._collector: Collector | None = None
         if handler is not None:
             self.set_handler(handler)
+        registry.add(self)
 
     @property
     def name(self) -> str:
@@ -203,7 +204,7 @@ class UBatch(Calls[T, S]):
             UBatchError: The handler itself called: it would wait for itself.
         """
         if timeout is not None:
-            options.seconds("timeout", timeout)
+            timeout = options.seconds("timeout", timeout)
         collector = self._in_this_process()
         running = running_batch.get()
         if running is not None and running.collector is collector:
@@ -214,6 +215,19 @@ class UBatch(Calls[T, S]):
         self._life.closed = True
         if collector is not None and not collector.ended:
             _end(collector, timeout)
+
+    def _stop_soon(self) -> None:
+        """Refuse new calls and run those that were accepted; do not wait for them."""
+        self._life.closed = True
+        collector = self._in_this_process()
+        if collector is not None and not collector.ended:
+            _have_done(collector, collector.begin_stop)
+
+    def _give_up(self) -> None:
+        """End what _stop_soon() has left; do not wait for that."""
+        collector = self._in_this_process()
+        if collector is not None and not collector.ended:
+            _have_done(collector, collector.abandon)
 
     def with_options(self, *, deadline: float | None) -> View[T, S]:
         """Return a view of this batcher whose calls have other options.
@@ -410,6 +424,14 @@ def _end(collector: Collector, timeout: float | None) -> None:
         if not collector.ended:
             backend.in_owner(collector.abandon)
     collector.finalizer.detach()
+
+
+def _have_done(collector: Collector, act: Callable[[], None]) -> None:
+    """Do what does not block; at once, unless the hub of another thread has to."""
+    if collector.backend.is_foreign():
+        collector.backend.soon(act)
+    elif collector.backend.alive():
+        act()
 
 
 def _forget(life: Life, collector: Collector) -> None:

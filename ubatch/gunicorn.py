@@ -1,0 +1,137 @@
+"""What do gunicorn's workers do for their batchers, when they begin and end?
+
+Import both hooks in ``gunicorn.conf.py``; hooks of your own call them::
+
+    from ubatch.gunicorn import post_worker_init, worker_exit
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any
+
+from ubatch import registry
+from ubatch.drain import drain
+from ubatch.log import tell
+from ubatch.ubatch import UBatch
+
+logger = logging.getLogger(__name__)
+
+RESERVE = 0.5
+"""Seconds that a worker keeps for itself, to end before it is killed."""
+QUICK = {signal.SIGINT: 1.5, signal.SIGQUIT: 1.5, signal.SIGABRT: 0.5}
+"""Seconds left after a signal that wants a quick end.
+
+gunicorn kills 2 seconds after it has asked for a quick end in the middle of a graceful
+one, and within a second after SIGABRT.
+"""
+
+
+def post_worker_init(worker: Any) -> None:
+    """Warn of settings under which batches cannot be full; note when the end begins.
+
+    The warnings are for the batchers that the application has made by now.
+    """
+    global _watch
+    _watch = _Watch(worker.cfg)
+    _watch.over(worker)
+    warnings = (line for each in registry.alive() for line in _warnings(worker, each))
+    for line in dict.fromkeys(warnings):  # the batchers of instances share a name
+        tell(logger, logging.WARNING, "%s", line)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Answer the calls that still wait, within what is left of graceful_timeout.
+
+    Requests that wait are gunicorn's affair: a graceful end lets them finish first.
+    This is for what nobody waited for, such as a submit() whose request has ended.
+    ``timeout`` limits it too, since the worker gives no sign of life meanwhile.
+    """
+    if worker.pid != os.getpid():
+        return  # the master calls this for a worker that it finds gone
+    watch = _watch or _Watch(worker.cfg)  # it did not get as far as the other hook
+    watch.end = min(watch.end, monotonic() + worker.cfg.graceful_timeout)
+    drain(watch.left)
+
+
+class _Watch:
+    """Knows how long its worker may live."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.end = inf  # when it will be killed, as far as signals tell
+        self._beat = monotonic()  # when it last gave a sign of life
+        self._cfg = cfg
+
+    def over(self, worker: Any) -> None:
+        """Note what it is told, and when it gives a sign of life."""
+        worker.notify = partial(self._notify, worker.notify)
+        for number in (signal.SIGTERM, *QUICK):
+            before = signal.getsignal(number)
+            if callable(before):
+                signal.signal(number, partial(self._told, before))
+        # As gunicorn wants it, and signal() has undone: it interrupts no system call.
+        signal.siginterrupt(signal.SIGTERM, False)
+
+    def left(self) -> float:
+        """Return the seconds until the worker should be gone."""
+        silent = self._beat + self._cfg.timeout if self._cfg.timeout else inf
+        return min(self.end, silent) - RESERVE - monotonic()
+
+    def _notify(self, notify: Callable[[], None]) -> None:
+        self._beat = monotonic()
+        notify()
+
+    def _told(self, before: Callable[..., None], number: int, frame: Any) -> None:
+        patience = QUICK.get(signal.Signals(number), self._cfg.graceful_timeout)
+        self.end = min(self.end, monotonic() + patience)
+        before(number, frame)
+
+
+_watch: _Watch | None = None
+
+
+def _warnings(worker: Any, batcher: UBatch[Any, Any]) -> Iterator[str]:
+    max_size = batcher.max_size
+    slots, why, remedy = _slots(worker, max_size)
+    if slots < max_size:
+        yield (
+            f"{batcher.name}: its requests can never fill a batch of max_size="
+            f"{max_size}: {why}; {remedy}"
+        )
+    collector = batcher._collector
+    if collector is not None and collector.inherited():
+        yield (
+            f"{batcher.name}: was called in the master, before the fork: threads that "
+            "its handler's libraries, or an executor of yours, started there are "
+            "missing here; make the first call in the worker, say in post_worker_init"
+        )
+
+
+def _slots(worker: Any, max_size: int) -> tuple[float, str, str]:
+    """Return how many requests a worker serves at once, why, and what to change."""
+    # Here, in a worker that has been patched if it ever will be; not in the master.
+    from gunicorn.workers.base_async import AsyncWorker
+    from gunicorn.workers.gthread import ThreadWorker
+    from gunicorn.workers.sync import SyncWorker
+
+    cfg = worker.cfg
+    if isinstance(worker, SyncWorker):
+        why = "a sync worker serves one request at a time"
+        remedy = f"set worker_class='gevent', or 'gthread' with threads={max_size}"
+        return 1, why, remedy
+    if isinstance(worker, ThreadWorker) and cfg.threads < max_size:
+        why = f"a gthread worker serves threads={cfg.threads} requests at once"
+        return cfg.threads, why, f"set threads={max_size}, or a smaller max_size"
+    if isinstance(worker, (AsyncWorker, ThreadWorker)):
+        # Of a gthread worker in all; of a gevent worker on each socket it listens on.
+        sockets = len(worker.sockets) if isinstance(worker, AsyncWorker) else 1
+        why = f"a worker holds worker_connections={cfg.worker_connections}"
+        remedy = f"set worker_connections={max_size} or more, or a smaller max_size"
+        return cfg.worker_connections * sockets, why, remedy
+    return inf, "", ""
