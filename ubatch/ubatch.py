@@ -182,14 +182,14 @@ class UBatch(Calls[T, S]):
         """
         if timeout is not None:
             options.seconds("timeout", timeout)
-        collector = self._in_this_process()
         running = running_batch.get()
-        if running is not None and running.collector is collector:
+        if running is not None and running.collector is self._in_this_process():
             raise UBatchError(
                 f"{self.name}: its own handler called stop(), which waits for the "
                 "handler to return; call it from elsewhere"
             )
         self._life.closed = True
+        collector = self._in_this_process()  # which a first call may just have made
         if collector is not None and not collector.ended:
             _end(collector, timeout)
 
@@ -374,7 +374,7 @@ class UBatch(Calls[T, S]):
         return self._handler
 
     def _in_this_process(self) -> Collector | None:
-        collector = self._collector
+        collector = self._life.collector or self._collector
         return None if collector is None or collector.inherited() else collector
 
 

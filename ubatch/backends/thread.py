@@ -201,8 +201,8 @@ class ThreadLatch:
         mine = allocate_lock()
         mine.acquire()
         locks.append(mine)
-        # Race: 1. this reads a list; 2. set() takes the list away and goes through
-        #       it; 3. this appends too late. So look again before waiting.
+        # Race (late_waiter): 1. this reads a list; 2. set() takes the list away and
+        #       goes through it; 3. this appends too late. So look again before waiting.
         if self._locks is None:
             return True
         return mine.acquire(timeout=_bounded(timeout))
