@@ -20,10 +20,11 @@ import gevent
 import pytest
 
 import ubatch
-from tests.fakes import Gate, NativeCaller, World
+from tests.fakes import Gate, Gated, NativeCaller, World
 from ubatch import Future, Stopped, UBatch, UBatchError, ubatch_decorator
 from ubatch.backends.inbox import Inbox
 from ubatch.backends.thread import ThreadLatch
+from ubatch.batch import Batch
 from ubatch.decorators import Batched
 from ubatch.nesting import waiting_for
 
@@ -132,7 +133,9 @@ def test_race_one_batcher() -> None:
     assert first is second is model.predict._batcher
 
 
-@pytest.mark.parametrize("second", ["begin", "stop", "start", "next life"])
+@pytest.mark.parametrize(
+    "second", ["begin", "stop", "start", "next life", "old stop", "older"]
+)
 def test_race_crossed(world: World, second: str) -> None:
     """A first call and a stop() or start() know of each other, whoever is second."""
     # Nothing but stop() closes a batch.
@@ -142,10 +145,13 @@ def test_race_crossed(world: World, second: str) -> None:
     def submit() -> None:
         futures.append(ub.submit(1))
 
-    def live_again() -> None:
-        ub.stop()
+    def live_on() -> None:
         ub.start()
         submit()
+
+    def live_again() -> None:
+        ub.stop()
+        live_on()
 
     if second == "begin":  # stop() found no collector, which is put in now
         ub.start()
@@ -156,11 +162,24 @@ def test_race_crossed(world: World, second: str) -> None:
         return
     if second == "stop":  # it was about to close the life when the call came
         ub.start()
-        with before(UBatch.stop, "self._life.closed = True", submit):
+        with before(UBatch.stop, "life.closed = True", submit):
             ub.stop()
     elif second == "start":  # it did not find the collector either
         with before(UBatch._begin, "collector = life.publish", ub.start):
             submit()
+        ub.stop()
+    elif second == "old stop":  # it has closed its life, and another one has begun
+        ub.start()
+        with before(UBatch.stop, "collector = life.collector or", live_on):
+            ub.stop(timeout=5.0)
+        assert not futures[0].done() and "started" in repr(ub)
+        ub.stop()
+    elif second == "older":  # the same, before it has looked for anything
+        ub.start()
+        look = "collector = self._life.collector or"
+        with before(UBatch._in_this_process, look, live_again):
+            ub.stop(timeout=5.0)
+        assert not futures[0].done() and "started" in repr(ub)
         ub.stop()
     else:  # a first call has put its own in, and goes on in another life
         ub.start()
@@ -199,6 +218,23 @@ def test_race_unlinked(world: World) -> None:
         assert future.cancel()
     assert leaver.ended and 0 == len(future._links)
     world.until(lambda: waiter.ended)
+    ub.stop()
+
+
+def test_race_given_up(world: World) -> None:
+    """A batch that stop() gives up runs with what it was to be given, or not at all."""
+    handler = Gated(world.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
+    future = ub.submit(1)
+    world.until(lambda: handler.batches)
+    collector = ub._collector
+    assert collector is not None
+    (batch,) = collector.running_batches()
+    assert (handler, ([[1]], {})) == batch.job()
+    with before(Batch.job, "handler = self.handler", collector.abandon):
+        assert batch.job() is None
+    handler.gate.open()
+    assert isinstance(future.exception(), Stopped)
     ub.stop()
 
 

@@ -237,10 +237,12 @@ class FuturesExecutor:
                 outcome: Outcome = self._wait(task)
                 return outcome
             # It may run elsewhere: send what can be pickled.
-            handler, (args, kwargs) = batch.handler, batch.inputs
-            assert handler is not None  # as in _answer_inside()
-            job = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers, some_failed = failures_apart(self._wait(job))
+            job = batch.job()
+            if job is None:
+                return Outcome([], None, 0.0)
+            handler, (args, kwargs) = job
+            task = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
+            answers, some_failed = failures_apart(self._wait(task))
             return Outcome(answers, None, monotonic() - began, some_failed)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
@@ -297,8 +299,11 @@ def attempt(batch: Batch) -> Outcome:
 
 def _answer_inside(batch: Batch) -> list[Any]:
     running_batch.set(batch)
-    assert batch.handler is not None  # it is there before a strand is hired
-    return answer(batch.handler, batch.size, *batch.inputs)
+    job = batch.job()
+    if job is None:  # nobody waits for it any more
+        return []
+    handler, (args, kwargs) = job
+    return answer(handler, batch.size, args, kwargs)
 
 
 def _afresh(handler: Handler, size: int, args: Any, kwargs: Any) -> list[Any]:

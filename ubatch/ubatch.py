@@ -182,15 +182,16 @@ class UBatch(Calls[T, S]):
         """
         if timeout is not None:
             options.seconds("timeout", timeout)
+        life, collector = self._life, self._in_this_process()
         running = running_batch.get()
-        if running is not None and running.collector is self._in_this_process():
+        if running is not None and running.collector is collector:
             raise UBatchError(
                 f"{self.name}: its own handler called stop(), which waits for the "
                 "handler to return; call it from elsewhere"
             )
-        self._life.closed = True
-        collector = self._in_this_process()  # which a first call may just have made
-        if collector is not None and not collector.ended:
+        life.closed = True
+        collector = life.collector or collector  # a first call may just have made it
+        if collector is not None and collector.life.closed and not collector.ended:
             _end(collector, timeout)
 
     def with_options(self, *, deadline: float | None) -> View[T, S]:
