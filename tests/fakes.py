@@ -9,7 +9,7 @@ from typing import Any
 
 import gevent
 
-from ubatch.backends.native import allocate_lock
+from ubatch.backends.native import allocate_lock, start_thread
 
 PATIENCE = 20.0
 """Seconds after which a test gives up on what should have happened long ago."""
@@ -24,6 +24,9 @@ class Gate:
 
     def open(self) -> None:
         self._lock.release()
+
+    def is_shut(self) -> bool:
+        return self._lock.locked()
 
     def wait(self) -> None:
         assert self._lock.acquire(timeout=PATIENCE), "nobody opened the gate"
@@ -118,6 +121,22 @@ class ThreadCaller(Caller):
 
     def join(self) -> None:
         self.thread.join(PATIENCE)
+
+
+class NativeCaller(Caller):
+    """A native thread, even where threading is patched; join() blocks natively."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        super().__init__(call, *args)
+        self._gate = Gate()
+        start_thread(self._run)
+
+    def _run(self) -> None:
+        self.run()
+        self._gate.open()
+
+    def join(self) -> None:
+        self._gate.wait()
 
 
 class World:

@@ -122,6 +122,19 @@ class Batch:
             {name: [kwargs[name] for _, kwargs in items] for name in names},
         )
 
+    def job(self) -> tuple[Handler, tuple[list[Any], dict[str, list[Any]]]] | None:
+        """Return what is to be run, and with what; None if it was given up meanwhile.
+
+        Safe from any thread, without the lock.
+        """
+        # Race (given_up): 1. a worker reads one of the two; 2. stop() loses patience,
+        #       and settle() lets both go; 3. the worker reads the other. settle()
+        #       begins with the handler, and this ends with it: whoever finds it has
+        #       what it is to be given.
+        inputs = self.inputs
+        handler = self.handler
+        return None if handler is None else (handler, inputs)
+
     def leave(self, caller: Caller, now: float) -> None:
         """Take a call out: its caller has left, or its time is up."""
         del self.calls[caller]
@@ -138,11 +151,11 @@ class Batch:
             if len(self.calls) != self.size:
                 told = [one for one in told if one[0] in self.calls]
         self.settled = True
+        self.handler = None  # first: see job()
         self.calls = {}  # nobody keeps the items alive any longer
         self.deadlines = {}
         self.inputs = [], {}
         self._callers = []
-        self.handler = None
         return told
 
 

@@ -106,9 +106,10 @@ class Collector:
         if self._max_pending is not None and counters.pending >= self._max_pending:
             raise self._full(self._max_pending, now)
         batch = self.waiting.open.get(shape)
-        # Race: 1. a call expires; 2. before its caller hears of that, it leaves; 3. it
-        #       calls again. What it was to be told is still on its way, and is held
-        #       back since it is gone from that batch: so it cannot be in it again.
+        # Race (rejoined): 1. a call expires; 2. before its caller hears of that, it
+        #       leaves; 3. it calls again. What it was to be told is still on its way,
+        #       and is held back since it is gone from that batch: so it cannot be in
+        #       it again.
         if batch is None or (batch.gone and caller in batch.gone):
             batch = self._open_batch(shape, now)
         self.newest = now

@@ -142,8 +142,8 @@ class Batched(Generic[T, R]):
         if known is not None:
             return known[1]
         instances = self._instances
-        # Race: 1. two threads ask for a new instance's batcher; 2. both make one.
-        #       The dict takes one of the two; the other has started nothing.
+        # Race (one_batcher): 1. two threads ask for a new instance's batcher; 2. both
+        #       make one. The dict takes one of the two; the other has started nothing.
         alive = weakref.ref(instance, lambda _: instances.pop(key, None))
         batcher = _MethodBatcher(self._function, alive, self._arguments).start()
         return instances.setdefault(key, (alive, batcher))[1]

@@ -54,6 +54,10 @@ class Outcome(NamedTuple):
     """What the first run raised, if there were more."""
 
 
+NOBODY_WAITS = Answered([], 0, None)
+"""What a batch is answered with that was given up before its handler began."""
+
+
 class Executor(Protocol):
     """Where handlers run."""
 
@@ -244,13 +248,15 @@ class FuturesExecutor:
                 outcome: Outcome = self._wait(task)
                 return outcome
             # It may run elsewhere: send what can be pickled.
-            handler, (args, kwargs) = batch.handler, batch.inputs
-            assert handler is not None  # as in _answer_inside()
+            job = batch.job()
+            if job is None:
+                return _outcome(NOBODY_WAITS, began)
+            handler, (args, kwargs) = job
             answer = batch.collector.answer
-            job = self._executor.submit(
+            sent = self._executor.submit(
                 _afresh, answer, handler, batch.size, args, kwargs
             )
-            answered: Answered = self._wait(job)
+            answered: Answered = self._wait(sent)
             return _outcome(answered, began)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
@@ -312,9 +318,12 @@ def _outcome(answered: Answered, began: float) -> Outcome:
 
 def _answer_inside(batch: Batch) -> Answered:
     running_batch.set(batch)
-    assert batch.handler is not None  # it is there before a strand is hired
+    job = batch.job()
+    if job is None:
+        return NOBODY_WAITS
+    handler, (args, kwargs) = job
     answer = batch.collector.answer
-    return answer(batch.handler, batch.size, *batch.inputs, batch.wanted)
+    return answer(handler, batch.size, args, kwargs, batch.wanted)
 
 
 def _afresh(

@@ -135,8 +135,8 @@ class Future(Generic[S]):
         self._done = True
 
     def _notify(self) -> None:
-        # Race: 1. this copies the links; 2. a waiter whose time is up unlinks
-        #       itself from the list. In a copy nobody else is skipped.
+        # Race (unlinked): 1. this copies the links; 2. a waiter whose time is up
+        #       unlinks itself from the list. In a copy nobody else is skipped.
         for notify in tuple(self._links):
             notify(self)
         self._links.clear()

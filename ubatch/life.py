@@ -19,9 +19,10 @@ class Life:
 
     Owner: anybody, without a lock; a flag is only ever set, and a dict takes the
     first of two that are put in at once.
-    Race: 1. _begin() puts a collector in; 2. stop() closes the life and looks for
-    its collector. Whoever comes second sees what the first did: a collector reads
-    ``closed`` at every call. The same holds for start() and ``started``.
+    Race (crossed): 1. _begin() puts a collector in; 2. stop() closes the life, and
+    then looks for its collector. Whoever comes second sees what the first did: a
+    collector reads ``closed`` at every call. The same holds for start() and
+    ``started``.
     """
 
     __slots__ = ("started", "closed", "_collectors", "_next")

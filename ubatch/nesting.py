@@ -23,8 +23,8 @@ def waiting_for(batch: Batch) -> Iterator[None]:
     Raises:
         UBatchError: Nothing but this handler's return could let *batch* end.
     """
-    # Race: 1. handler A marks that it waits for B; 2. handler B marks that it
-    #       waits for A; 3. both look. Each marks before it looks, so the last one
+    # Race (ring): 1. handler A marks that it waits for B; 2. handler B marks that
+    #       it waits for A; 3. both look. Each marks before it looks, so the last one
     #       to mark sees the ring, and one of them at least is refused.
     mine = running_batch.get()
     if mine is None or batch.settled:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 # By identity, since a subclass may compare and hash as it likes.
 # Owner: anybody, without a lock: each step on the dict is one that nothing interrupts.
-# Race: 1. a batcher dies, and its reference with it; 2. another takes its place in
-#       memory. The first one's callback has run by then: the memory is not yet free.
+# Race (replaced): 1. a batcher dies, and its reference with it; 2. another takes its
+#       place in memory. The first one's callback has run by then: the memory is not yet
+#       free.
 _alive: dict[int, weakref.ref[UBatch[Any, Any]]] = {}
 
 

@@ -205,22 +205,21 @@ class UBatch(Calls[T, S]):
         """
         if timeout is not None:
             timeout = options.seconds("timeout", timeout)
-        collector = self._in_this_process()
+        life, before = self._life, self._in_this_process()
         running = running_batch.get()
-        if running is not None and running.collector is collector:
+        if running is not None and running.collector is before:
             raise UBatchError(
                 f"{self.name}: its own handler called stop(), which waits for the "
                 "handler to return; call it from elsewhere"
             )
-        self._life.closed = True
-        if collector is not None and not collector.ended:
+        collector = _close(life, before)
+        if collector is not None:
             _end(collector, timeout)
 
     def _stop_soon(self) -> None:
         """Refuse new calls and run those that were accepted; do not wait for them."""
-        self._life.closed = True
-        collector = self._in_this_process()
-        if collector is not None and not collector.ended:
+        collector = _close(self._life, self._in_this_process())
+        if collector is not None:
             _have_done(collector, collector.begin_stop)
 
     def _give_up(self) -> None:
@@ -407,8 +406,17 @@ class UBatch(Calls[T, S]):
         return self._handler
 
     def _in_this_process(self) -> Collector | None:
-        collector = self._collector
+        collector = self._life.collector or self._collector
         return None if collector is None or collector.inherited() else collector
+
+
+def _close(life: Life, before: Collector | None) -> Collector | None:
+    """Have a life refuse new calls; return what has yet to end."""
+    life.closed = True
+    collector = life.collector or before  # a first call may just have made it
+    if collector is None or collector.ended or not collector.life.closed:
+        return None
+    return collector
 
 
 def _end(collector: Collector, timeout: float | None) -> None:

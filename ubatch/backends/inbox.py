@@ -25,8 +25,8 @@ class Inbox:
 
     Owner: anybody appends; only the hub's thread takes out, and touches the watcher
     but for ``send()``.
-    Race: 1. the hub takes the last one out; 2. a thread appends and sends; 3. the hub
-    returns to its loop. The send is remembered, and the loop comes back.
+    Race (last_taken): 1. the hub takes the last one out; 2. a thread appends and sends;
+    3. the hub returns to its loop. The send is remembered, and the loop comes back.
     """
 
     def __init__(self, hub: Hub) -> None:

@@ -207,8 +207,8 @@ class ThreadLatch:
         mine = allocate_lock()
         mine.acquire()
         locks.append(mine)
-        # Race: 1. this reads a list; 2. set() takes the list away and goes through
-        #       it; 3. this appends too late. So look again before waiting.
+        # Race (late_waiter): 1. this reads a list; 2. set() takes the list away and
+        #       goes through it; 3. this appends too late. So look again before waiting.
         if self._locks is None:
             return True
         return mine.acquire(timeout=_bounded(timeout))
@@ -248,7 +248,7 @@ class ThreadAlarm:
     def __init__(self, ring: Callable[[], object]) -> None:
         self._ring = ring
         self._at = inf
-        self._sleeps_until = inf
+        self._sleeps_until = -inf  # it does not
         self._wake = ThreadWake()
         self._started = False
         self._closed = False
@@ -273,7 +273,8 @@ class ThreadAlarm:
             # Race (overslept): 1. this reads when to ring; 2. somebody sets an earlier
             #       time, and sees no need to wake what does not sleep yet; 3. this
             #       sleeps. So it says until when it sleeps, and then looks again.
-            at = self._sleeps_until = self._at
+            at = self._at
+            self._sleeps_until = at
             if self._at < at:
                 continue
             self._wake.wait(None if at == inf else at - monotonic())

@@ -1,0 +1,402 @@
+"""Is each ``Race (name):`` of the sources stopped, when it is forced to happen?
+
+Each test brings about the very interleaving that the comment numbers, and fails
+without the line that the comment stands beside.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import ubatch
+from tests.fakes import Gate, Gated, NativeCaller, World
+from ubatch import (
+    DeadlineExceeded,
+    Future,
+    Stopped,
+    UBatch,
+    UBatchError,
+    registry,
+    ubatch_decorator,
+)
+from ubatch.backends.inbox import Inbox
+from ubatch.backends.thread import ThreadAlarm, ThreadLatch
+from ubatch.batch import Batch
+from ubatch.decorators import Batched
+from ubatch.endings import Endings
+from ubatch.nesting import waiting_for
+from ubatch.ubatch import _close
+
+SOURCES = Path(ubatch.__file__).parent
+
+pytestmark = pytest.mark.concurrency
+
+
+def test_every_race_has_a_name_and_a_test() -> None:
+    """A comment that claims to stop a race is backed by a test that forces it."""
+    text = "\n".join(path.read_text() for path in SOURCES.rglob("*.py"))
+    named = re.findall(r"\bRace \((\w+)\):", text)
+    assert len(named) == len(re.findall(r"\bRaces?\b", text)), "one has no name"
+    tests = [name for name in globals() if name.startswith("test_race_")]
+    assert Counter(f"test_race_{name}" for name in named) == Counter(tests)
+
+
+@contextmanager
+def before(
+    function: Callable[..., Any], line: str, act: Callable[[], object]
+) -> Iterator[None]:
+    """Have *act* run once, before *function* runs its *line* in this thread."""
+    function = inspect.unwrap(function)
+    lines, first = inspect.getsourcelines(function)
+    numbers = [
+        number
+        for number, text in enumerate(lines, first)
+        if text.strip().startswith(line)
+    ]
+    assert 1 == len(numbers), f"{line!r} is there {len(numbers)} times"
+    acted: list[bool] = []
+
+    def in_function(frame: Any, event: str, _: Any) -> Any:
+        if event == "line" and frame.f_lineno == numbers[0] and not acted:
+            acted.append(True)
+            act()
+        return in_function
+
+    def anywhere(frame: Any, event: str, _: Any) -> Any:
+        return in_function if frame.f_code is function.__code__ else None
+
+    outside = sys.gettrace()
+    sys.settrace(anywhere)
+    try:
+        yield
+    finally:
+        sys.settrace(outside)
+    assert acted, f"{line!r} was never reached"
+
+
+class Meeting:
+    """Holds each of two threads until the other is there."""
+
+    def __init__(self) -> None:
+        self._gates = [Gate(), Gate()]
+
+    def come(self, me: int) -> None:
+        self._gates[me].open()
+        self._gates[1 - me].wait()
+
+
+def test_race_ring(world: World) -> None:
+    """Of two handlers that wait for each other, one at least is told so."""
+    entered, marked = Meeting(), Meeting()
+
+    def handler(me: int, items: list[str]) -> list[str]:
+        if items == ["outer"]:
+            entered.come(me)
+            with before(waiting_for, "if not _can_end", partial(marked.come, me)):
+                ubs[1 - me].with_options(deadline=5.0).ubatch("inner")
+        return items
+
+    ubs = [
+        UBatch(1, 0.0, handler=partial(handler, me), backend=world.backend)
+        for me in range(2)
+    ]
+    callers = [world.spawn(ub.start().ubatch, "outer") for ub in ubs]
+    for caller in callers:
+        caller.join()
+    errors = [caller.error for caller in callers if caller.error is not None]
+    assert errors, "nobody was told"
+    for error in errors:
+        assert isinstance(error, UBatchError) and "cannot come before" in str(error)
+    for ub in ubs:
+        ub.stop()
+
+
+def test_race_one_batcher() -> None:
+    """Two threads that make an instance's first call get the same batcher."""
+
+    class Model:
+        @ubatch_decorator(4, 0.0)
+        def predict(self, items: list[int]) -> list[int]:
+            return items
+
+    model = Model()
+    made = Meeting()
+
+    def look_up(me: int) -> Any:
+        line = "return instances.setdefault"
+        with before(Batched._batcher_of, line, partial(made.come, me)):
+            return model.predict._batcher
+
+    callers = [NativeCaller(look_up, me) for me in range(2)]
+    first, second = (caller.result() for caller in callers)
+    assert first is second is model.predict._batcher
+
+
+@pytest.mark.parametrize(
+    "second", ["begin", "stop", "start", "next life", "old stop", "older"]
+)
+def test_race_crossed(world: World, second: str) -> None:
+    """A first call and a stop() or start() know of each other, whoever is second."""
+    # Nothing but stop() closes a batch.
+    ub = UBatch(9, 60.0, handler=lambda xs: xs, backend=world.backend, linger="full")
+    futures: list[Future[int]] = []
+
+    def submit() -> None:
+        futures.append(ub.submit(1))
+
+    def live_on() -> None:
+        ub.start()
+        submit()
+
+    def live_again() -> None:
+        ub.stop()
+        live_on()
+
+    if second == "begin":  # stop() found no collector, which is put in now
+        ub.start()
+        with before(UBatch._begin, "collector = life.publish", ub.stop):
+            with pytest.raises(Stopped):
+                submit()
+        world.until(lambda: "stopped" in repr(ub))
+        return
+    if second == "stop":  # it was about to close the life when the call came
+        ub.start()
+        with before(_close, "life.closed = True", submit):
+            ub.stop()
+    elif second == "start":  # it did not find the collector either
+        with before(UBatch._begin, "collector = life.publish", ub.start):
+            submit()
+        ub.stop()
+    elif second == "old stop":  # it has closed its life, and another one has begun
+        ub.start()
+        with before(_close, "collector = life.collector or", live_on):
+            ub.stop(timeout=5.0)
+        assert not futures[0].done() and "started" in repr(ub)
+        ub.stop()
+    elif second == "older":  # the same, before it has looked for anything
+        ub.start()
+        look = "collector = self._life.collector or"
+        with before(UBatch._in_this_process, look, live_again):
+            ub.stop(timeout=5.0)
+        assert not futures[0].done() and "started" in repr(ub)
+        ub.stop()
+    else:  # a first call has put its own in, and goes on in another life
+        ub.start()
+        with before(UBatch._begin, "self._collector = collector", live_again):
+            with pytest.raises(Stopped):
+                submit()
+        ub.stop()
+    assert futures[0].done(), "stop() did not wait for it"
+    assert 1 == futures[0].result()
+    assert "stopped" in repr(ub)
+
+
+def test_race_unlinked(world: World) -> None:
+    """A waiter whose time is up while all are told keeps nobody from being told."""
+    ub = UBatch(9, 60.0, handler=lambda xs: xs, backend=world.backend, linger="full")
+    future = ub.start().submit(1)
+    late, leave = Gate(), Gate()
+
+    def hold() -> None:
+        late.open()
+        leave.wait()
+
+    def give_up() -> None:
+        with before(Future._wait_for_link, "self._unlink(wake)", hold):
+            future.result(timeout=0.01)
+
+    def let_it_unlink() -> None:
+        leave.open()
+        leaver.join()
+
+    leaver = NativeCaller(give_up)
+    world.until(lambda: not late.is_shut())
+    waiter = NativeCaller(future.result)
+    world.until(lambda: len(future._links) == 2)
+    with before(Future._notify, "notify(self)", let_it_unlink):
+        assert future.cancel()
+    assert leaver.ended and 0 == len(future._links)
+    world.until(lambda: waiter.ended)
+    ub.stop()
+
+
+def test_race_given_up(world: World) -> None:
+    """A batch that stop() gives up runs with what it was to be given, or not at all."""
+    handler = Gated(world.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
+    future = ub.submit(1)
+    world.until(lambda: handler.batches)
+    collector = ub._collector
+    assert collector is not None
+    (batch,) = collector.running_batches()
+    assert (handler, ([[1]], {})) == batch.job()
+    with before(Batch.job, "handler = self.handler", collector.abandon):
+        assert batch.job() is None
+    handler.gate.open()
+    assert isinstance(future.exception(), Stopped)
+    ub.stop()
+
+
+class SaysNo(deque[Any]):
+    """A deque that has something done after it has been found empty."""
+
+    act: Callable[[], object] | None = None
+
+    def __bool__(self) -> bool:
+        if len(self):
+            return True
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+        return False
+
+
+def test_race_last_taken(hub: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread wants done just after the hub has looked for more is done."""
+    inbox = Inbox.of(gevent.get_hub())
+    ran: list[str] = []
+
+    def send_late() -> None:
+        NativeCaller(inbox.send, lambda: ran.append("late")).result()
+        assert ["first"] == ran
+
+    wanted = SaysNo()
+    wanted.act = send_late
+    monkeypatch.setattr(inbox, "_wanted", wanted)
+    inbox.send(lambda: ran.append("first"))
+    hub.until(lambda: ["first", "late"] == ran)
+
+
+def test_race_late_waiter() -> None:
+    """Who comes to a latch while it is being set does not wait."""
+    latch = ThreadLatch()
+    with before(ThreadLatch.wait, "locks.append(mine)", latch.set):
+        assert latch.wait(5.0)
+
+
+def test_race_rejoined(hub: World) -> None:
+    """Who leaves before it hears of its end, and calls again, is told of that call."""
+
+    class Left(Exception):
+        pass
+
+    def client() -> int:
+        with pytest.raises(Left):
+            ub.with_options(deadline=60.0).ubatch(1)
+        return ub.ubatch(2)
+
+    def expire_and_throw() -> None:
+        collector = ub._collector
+        assert collector is not None
+        (batch,) = collector.waiting
+        endings = collector.endings
+        # What it is told is on its way:
+        endings.tell(endings._expire(batch, [caller.greenlet], time.monotonic() + 99))
+        caller.greenlet.throw(Left)  # it calls again before this returns
+        again.append(ub.stats().pending)
+
+    ub = UBatch(9, 60.0, handler=lambda xs: xs, backend="gevent", linger="full").start()
+    again: list[int] = []
+    keeps_it_open = hub.spawn(ub.ubatch, 0)
+    hub.until(lambda: ub.stats().pending == 1)
+    caller: Any = hub.spawn(client)
+    hub.until(lambda: ub.stats().pending == 2)
+    gevent.get_hub().loop.run_callback(expire_and_throw)
+    hub.until(lambda: again)
+    ub.stop()
+    assert [2] == again
+    assert [0, 2] == [keeps_it_open.result(), caller.result()]
+
+
+def without_alarm(threads: World, **options: Any) -> tuple[UBatch[int, str], Any, Any]:
+    """Return a busy batcher whose alarm is set, but has no thread; and its parts."""
+    handler = Gated(threads.gate())
+    ub: UBatch[int, str] = UBatch(9, 0.0, handler=handler, backend="thread", **options)
+    collector: Any = ub.start()._here()
+    alarm = collector.deadlines._alarm
+    alarm._started = True
+    return ub, handler, alarm
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["self._at = inf", "self._sleeps_until = at"],
+    ids=["forgotten", "overslept"],
+)
+def test_race_overslept(threads: World, line: str) -> None:
+    """A deadline that comes while the alarm goes to sleep, or wakes, is kept."""
+    ub, handler, alarm = without_alarm(threads)
+    busy = ub.submit(0)
+    threads.until(lambda: handler.batches)
+    first = ub.with_options(deadline=0.01).submit(1)
+    later: list[Future[str]] = []
+
+    def run() -> None:
+        with before(ThreadAlarm._run, line, call):
+            alarm._run()
+
+    def call() -> None:
+        later.append(ub.with_options(deadline=0.05).submit(2))
+
+    if line != "self._at = inf":  # nothing is set yet when it first goes to sleep
+        first.cancel()
+    thread = NativeCaller(run)
+    threads.until(lambda: later)
+    assert isinstance(later[0].exception(timeout=20), DeadlineExceeded)
+    handler.gate.open()
+    assert "0" == busy.result(20)
+    ub.stop()
+    thread.result()
+
+
+test_race_forgotten = test_race_overslept
+
+
+def test_race_returned(threads: World) -> None:
+    """A handler that returns while it is given up changes nothing any more."""
+    ub, handler, _ = without_alarm(threads, handler_timeout=0.001)
+    call = ub.submit(1)
+    threads.until(lambda: handler.batches)
+    collector = ub._collector
+    assert collector is not None
+    (batch,) = collector.running_batches()
+    threads.until(lambda: time.monotonic() > batch.limit)
+    returned: list[bool] = []
+    handler._answer = lambda item: returned.append(True)
+
+    def let_it_return() -> None:
+        handler.gate.open()
+        threads.until(lambda: returned)
+
+    with before(Endings._give_up, "told = batch.settle", let_it_return):
+        collector.endings.ring()
+    assert isinstance(call.exception(), DeadlineExceeded)
+    threads.until(lambda: not ub.stats().stuck)
+    seen = ub.stats()
+    assert (1, 1, 0) == (seen.calls_total, seen.expired_total, seen.results_total)
+    ub.stop()
+
+
+def test_race_replaced() -> None:
+    """A batcher where a dead one was in memory is known, though both had one place."""
+    places: set[int] = set()
+    again = 0
+    for _ in range(100):
+        ub: UBatch[int, int] = UBatch(1, 0.0)
+        again += id(ub) in places
+        places.add(id(ub))
+        assert ub in registry.alive()
+        del ub
+    assert again
