@@ -364,7 +364,7 @@ def test_race_overslept(threads: World, line: str) -> None:
 test_race_forgotten = test_race_overslept
 
 
-def test_race_returned(threads: World) -> None:
+def test_race_returned(threads: World, caplog: pytest.LogCaptureFixture) -> None:
     """A handler that returns while it is given up changes nothing any more."""
     ub, handler, _ = without_alarm(threads, handler_timeout=0.001)
     call = ub.submit(1)
@@ -387,6 +387,7 @@ def test_race_returned(threads: World) -> None:
     seen = ub.stats()
     assert (1, 1, 0) == (seen.calls_total, seen.expired_total, seen.results_total)
     ub.stop()
+    assert not any("died" in message for message in caplog.messages)
 
 
 def test_race_replaced() -> None:
