@@ -241,8 +241,8 @@ class FuturesExecutor:
             if job is None:
                 return Outcome([], None, 0.0)
             handler, (args, kwargs) = job
-            task = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
-            answers, some_failed = failures_apart(self._wait(task))
+            sent = self._executor.submit(_afresh, handler, batch.size, args, kwargs)
+            answers, some_failed = failures_apart(self._wait(sent))
             return Outcome(answers, None, monotonic() - began, some_failed)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
