@@ -8,9 +8,11 @@ N = 20
 # Which benchmarks make bench runs, and how: make bench NAME='cost lone' REPEATS=3
 NAME =
 REPEATS = 5
+# How many runs make model makes of each backend
+EXAMPLES = 2000
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
-# How many cases make fuzz tries.
+# How many cases make fuzz tries
 CASES = 10000
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
 SELECT = concurrency and not timing
@@ -28,7 +30,7 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress fuzz bench dist clean
+.PHONY: help run demo test check format stress fuzz model bench dist clean
 .PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
@@ -80,6 +82,12 @@ stress: venv-test  ## run the concurrency tests N=20 times, both legs, with ever
 fuzz: venv-test  ## try new values for options, calls, errors and requests: a minute (CASES=10000)
 	@FUZZ_CASES=$(CASES) $(PLAIN) -q tests/test_fuzz.py --timeout=3600 -o faulthandler_timeout=3700 $(ARGS)
 
+model: venv-test  ## compare batchers with a model of them in EXAMPLES=2000 random runs, both legs
+	@for leg in '$(PLAIN)' '$(PATCHED)'; do \
+	    MODEL_EXAMPLES=$(EXAMPLES) $$leg -q -o timeout=0 -o faulthandler_timeout=0 \
+	        tests/test_model.py $(ARGS) || exit 1; \
+	done
+
 bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
 	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)
 
@@ -89,7 +97,7 @@ dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an 
 	@$(PY) .ci/check_dist.py dist
 
 clean:  ## remove everything that make made
-	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
+	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache .hypothesis $(DIGITS)/.cache
 	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
 
 legs:

@@ -1,0 +1,286 @@
+"""What should become of every call? The truth, without a thread or a clock.
+
+A model is told what is done to a batcher, and what its handler was given. It says who
+waits, who runs and how each call ends, and refuses a batch that should not be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import CancelledError
+from typing import Any, Literal, NamedTuple
+
+from ubatch import (
+    BadBatchOutput,
+    BadBatchOutputSize,
+    DeadlineExceeded,
+    HandlerExit,
+    Stopped,
+)
+
+Way = Literal["results", "raise", "none", "short", "long", "some", "exit"]
+"""How a handler ends."""
+
+WAYS: tuple[Way, ...] = "results", "raise", "none", "short", "long", "some", "exit"
+
+
+class Boom(Exception):
+    """What a handler raises, or returns for one call."""
+
+
+class End(NamedTuple):
+    """How a call ends: with its own result, or with an error of this very class."""
+
+    counter: str
+    error: type[BaseException] | None = None
+    args: tuple[Any, ...] | None = None
+    """Of the error; None for whatever it says."""
+
+
+RESULT = End("results")
+CANCELLED = End("cancelled", CancelledError)
+EXPIRED = End("expired", DeadlineExceeded)
+STOPPED = End("failures", Stopped)
+BROKEN = End("failures", RuntimeError)
+
+
+class Call:
+    """One call that was accepted."""
+
+    def __init__(self, number: int, shape: str) -> None:
+        self.number = number
+        self.shape = shape
+        self.batch: Batch | None = None  # None while it is not known which
+        self.end: End | None = None
+
+    def __repr__(self) -> str:
+        return f"<call {self.number} {self.shape}: {self.end or 'alive'}>"
+
+
+class Batch:
+    """Calls that are together, in order of arrival."""
+
+    def __init__(self, life: Life, shape: str) -> None:
+        self.life = life
+        self.shape = shape
+        self.calls: list[Call] = []
+        self.sealed = False  # it has been full, and takes no more
+        self.hurried = False  # it may close early, for a deadline in it
+        self.size = 0  # calls that the handler got
+
+    def alive(self) -> list[Call]:
+        return [call for call in self.calls if call.end is None]
+
+
+class Life:
+    """From start() to stop()."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self.closed = False
+        self.called = False  # something was made for it, which stop() has to end
+        self.waiting: list[Batch] = []
+        self.running: list[Batch] = []
+
+    def has_ended(self) -> bool:
+        waiting = any(batch.alive() for batch in self.waiting)
+        return self.closed and not self.running and not waiting
+
+
+class Model:
+    """A batcher, as it should be."""
+
+    def __init__(
+        self,
+        max_size: int,
+        max_pending: int | None,
+        workers: int,
+        linger: str,
+    ) -> None:
+        self.max_size = max_size
+        self.max_pending = max_pending
+        self.workers = workers
+        self.linger = linger
+        self.broken = False  # the executor is: batches fail as soon as they close
+        self.lives = [Life()]
+        self.arriving: list[Call] = []  # while a free worker takes what is there
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def life(self) -> Life:
+        return self.lives[-1]
+
+    def pending(self) -> int:
+        waiting = [batch for life in self.lives for batch in life.waiting]
+        return sum(len(batch.alive()) for batch in waiting) + len(self.arriving)
+
+    def running(self) -> int:
+        running = [batch for life in self.lives for batch in life.running]
+        return sum(len(batch.alive()) for batch in running)
+
+    def is_full(self, more: int = 1) -> bool:
+        if self.max_pending is None:
+            return False
+        return self.pending() + more > self.max_pending
+
+    def has_free_worker(self) -> bool:
+        return self.life.started and len(self.life.running) < self.workers
+
+    # What callers do.
+
+    def join(self, call: Call) -> Call:
+        """Accept a call, into the open batch of its shape."""
+        self.life.called = True
+        self.counts["calls"] += 1
+        self._join(call)
+        return call
+
+    def join_one_by_one(self, calls: list[Call]) -> None:
+        """Accept calls, any of which a free worker may take before the next comes."""
+        self.life.called = True
+        self.counts["calls"] += len(calls)
+        self.arriving = list(calls)
+
+    def _join(self, call: Call) -> None:
+        for batch in self.life.waiting:
+            if batch.shape == call.shape and not batch.sealed:
+                break
+        else:
+            batch = Batch(self.life, call.shape)
+            self.life.waiting.append(batch)
+        batch.calls.append(call)
+        batch.sealed = len(batch.alive()) >= self.max_size
+        call.batch = batch
+
+    def finish(self, call: Call, end: End) -> None:
+        """End a call.
+
+        If it waited, it stays in its batch until the next tidy(): a worker may have
+        closed that before.
+        """
+        assert call.end is None, f"{call} ends a second time, with {end}"
+        call.end = end
+        self.counts[end.counter] += 1
+        if end is EXPIRED and call.batch is not None:
+            call.batch.hurried = True
+
+    def tidy(self) -> None:
+        """Take those that have ended out of what waits: all is at rest."""
+        arriving, self.arriving = self.arriving, []
+        for call in arriving:
+            self._join(call)
+        for life in self.lives:
+            for batch in life.waiting:
+                batch.calls = batch.alive()
+            life.waiting = [batch for batch in life.waiting if batch.calls]
+
+    # What workers do.
+
+    def closable(self, life: Life, hurried: bool = False) -> list[Batch]:
+        """Return the batches of which a free worker should take one, in order.
+
+        Args:
+            hurried: Those too that it need not take, but may.
+        """
+        if not life.started or len(life.running) >= self.workers:
+            return []
+        waiting = life.waiting
+        if life.closed or self.linger != "full":
+            return waiting[:]
+        return [one for one in waiting if one.sealed or hurried and one.hurried]
+
+    def is_at_rest(self) -> bool:
+        """Tell whether no worker has anything left to take."""
+        if self.arriving and self.has_free_worker():
+            return False
+        due = [batch for life in self.lives for batch in self.closable(life)]
+        return not any(batch.alive() for batch in due)
+
+    def close(self, calls: list[Call]) -> Batch:
+        """Check a batch that the handler was given, and take it to be running."""
+        assert 0 < len(calls) <= self.max_size, f"a batch of {len(calls)}"
+        batch = calls[0].batch
+        if batch is None:
+            batch = self._arrived(calls)
+        else:
+            assert batch in batch.life.waiting, f"{calls} ran before, or left"
+            self._check_turn(batch)
+            wanted = [one for one in batch.calls if one.end is None or one in calls]
+            assert wanted == calls, f"{calls} instead of {wanted}"
+            batch.life.waiting.remove(batch)
+        batch.calls = calls
+        batch.size = len(calls)
+        batch.life.running.append(batch)
+        self._count(batch)
+        return batch
+
+    def _check_turn(self, batch: Batch) -> None:
+        may_close = self.closable(batch.life, hurried=True)
+        assert batch in may_close, f"{batch.calls} should wait"
+        in_order = batch.life.closed or self.linger in ("now", "full")
+        if self.workers == 1 and in_order:
+            before = batch.life.waiting[: batch.life.waiting.index(batch)]
+            earlier = [one for one in self.closable(batch.life) if one in before]
+            assert not any(other.alive() for other in earlier), "out of turn"
+
+    def _arrived(self, calls: list[Call]) -> Batch:
+        first = self.arriving.index(calls[0])
+        assert calls == self.arriving[first : first + len(calls)], "out of order"
+        del self.arriving[first : first + len(calls)]
+        batch = Batch(self.life, calls[0].shape)
+        for call in calls:
+            call.batch = batch
+        return batch
+
+    def _count(self, batch: Batch) -> None:
+        self.counts["batches"] += 1
+        self.counts["batched"] += len(batch.calls)
+
+    def answer(self, batch: Batch, way: Way, picked: set[int]) -> None:
+        """End a running batch; *picked* are the places that get an error of theirs."""
+        batch.life.running.remove(batch)
+        for place, call in enumerate(batch.calls):
+            if call.end is None:
+                self.finish(call, self._end_of(batch, way, place in picked, call))
+
+    def _end_of(self, batch: Batch, way: Way, picked: bool, call: Call) -> End:
+        size = batch.size
+        ends: dict[Way, End] = {
+            "results": RESULT,
+            "raise": End("failures", Boom, ("all",)),
+            "none": End("failures", BadBatchOutput),
+            "short": End("failures", BadBatchOutputSize, (size, size - 1)),
+            "long": End("failures", BadBatchOutputSize, (size, size + 1)),
+            "some": End("failures", Boom, (call.number,)) if picked else RESULT,
+            "exit": End("failures", HandlerExit),
+        }
+        return ends[way]
+
+    def fail_what_closes(self) -> None:
+        """Fail what a broken executor is given."""
+        for life in self.lives:
+            while closable := [one for one in self.closable(life) if one.alive()]:
+                life.waiting.remove(closable[0])
+                for call in closable[0].alive():
+                    self.finish(call, BROKEN)
+
+    # What the owner does.
+
+    def start(self) -> None:
+        if self.life.closed:
+            self.lives.append(Life())
+        self.life.started = True
+
+    def stop(self, patient: bool) -> Life | None:
+        """Close this life; return the one that stop() ends, if there is one."""
+        self.life.closed = True
+        called = [life for life in self.lives if life.called]
+        if not called or called[-1].has_ended():
+            return None
+        life = called[-1]
+        left = [*life.waiting, *life.running] if not patient else life.waiting
+        if not patient or not life.started:
+            for batch in left:
+                for call in batch.alive():
+                    self.finish(call, STOPPED)
+        return life

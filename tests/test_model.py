@@ -1,0 +1,47 @@
+"""Does a batcher do what a simple model says, whatever is done to it?"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.machine import Machine
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
+"""How many runs `make model` wants; without it there are a few, always the same."""
+
+SETTINGS = settings(
+    max_examples=EXAMPLES or 120,
+    stateful_step_count=50 if EXAMPLES else 30,
+    derandomize=not EXAMPLES,
+    # What fails in the quick runs is shown as it came, before the time is up.
+    phases=tuple(Phase) if EXAMPLES else (Phase.generate,),
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture
+def _apart() -> Iterator[None]:
+    """Keep all that is there already from being searched, and failures from the log."""
+    logging.disable(logging.CRITICAL)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.concurrency
+@pytest.mark.usefixtures("_apart")
+def test_every_call_ends_once_and_as_the_model_says(backend: str) -> None:
+    """Calls, kills, deadlines, forks, stops: all ends and counts are as foreseen."""
+    run_state_machine_as_test(lambda: Machine(backend), settings=SETTINGS)
