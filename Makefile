@@ -89,7 +89,7 @@ dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an 
 	@$(PY) .ci/check_dist.py dist
 
 clean:  ## remove everything that make made
-	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
+	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache .hypothesis $(DIGITS)/.cache
 	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
 
 legs:
