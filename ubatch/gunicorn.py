@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 RESERVE = 0.5
 """Seconds that a worker keeps for itself, to end before it is killed."""
-QUICK = {signal.SIGINT: 1.5, signal.SIGQUIT: 1.5, signal.SIGABRT: 0.5}
-"""Seconds left after a signal that wants a quick end.
+QUICK = {signal.SIGINT: 2.0, signal.SIGQUIT: 2.0, signal.SIGABRT: 1.0}
+"""Seconds from a signal that wants a quick end to the kill.
 
-gunicorn kills 2 seconds after it has asked for a quick end in the middle of a graceful
-one, and within a second after SIGABRT.
+At the least, as of gunicorn 27: 2 where a graceful end has begun already, and about one
+after SIGABRT. Where it would wait longer, whoever asked for a quick end would not.
 """
 
 
@@ -131,7 +131,7 @@ def _slots(worker: Any, max_size: int) -> tuple[float, str, str]:
     if isinstance(worker, (AsyncWorker, ThreadWorker)):
         # Of a gthread worker in all; of a gevent worker on each socket it listens on.
         sockets = len(worker.sockets) if isinstance(worker, AsyncWorker) else 1
-        why = f"a worker holds worker_connections={cfg.worker_connections}"
+        why = f"a worker serves worker_connections={cfg.worker_connections} at once"
         remedy = f"set worker_connections={max_size} or more, or a smaller max_size"
         return cfg.worker_connections * sockets, why, remedy
     return inf, "", ""
