@@ -8,6 +8,9 @@ N = 20
 # Which benchmarks make bench runs, and how: make bench NAME='cost lone' REPEATS=3
 NAME =
 REPEATS = 5
+# How long make chaos and make soak go on.
+SECONDS = 60
+MINUTES = 10
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
@@ -26,7 +29,7 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress bench dist clean
+.PHONY: help run demo test check format stress chaos soak bench dist clean
 .PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
@@ -74,6 +77,12 @@ stress: venv-test  ## run the concurrency tests N=20 times, both legs, with ever
 	    done; \
 	    passed=$$((passed + 1)); echo "stress: $$passed of $(N) rounds passed: $$(tail -1 $$log)"; \
 	done
+
+chaos: venv-test  ## let everything befall a gunicorn under load for SECONDS=60, and account for every request
+	@$(PY) -m tests.chaos --seconds $(SECONDS)
+
+soak: venv-test  ## call for MINUTES=10, on greenlets and on threads, and see whether anything grows
+	@$(PY) -m tests.soak --minutes $(MINUTES)
 
 bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
 	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)

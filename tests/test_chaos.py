@@ -1,0 +1,124 @@
+"""Do the programs of `make chaos` and `make soak` run, and would they see a fault?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.chaos.client import Request
+from tests.chaos.ledger import Ledger
+from tests.chaos.load import bursts
+from tests.chaos.plan import DEADLINE, answer_to
+from tests.children import PATIENCE, ROOT, environment, once
+from tests.soak import line_through
+
+server = pytest.mark.server
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@once
+@server
+def test_a_short_chaos_ends_well() -> None:
+    """Some seconds of everything: no request is answered wrongly, hangs or is lost."""
+    ended = _run("tests.chaos", "--seconds", "8")
+
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert "sent " in ended.stdout
+
+
+@once
+@server
+def test_a_short_soak_finds_nothing_that_grows() -> None:
+    """Some seconds of calls, failures and cancellations leave nothing behind."""
+    ended = _run("tests.soak", "--minutes", "0.1")
+
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert "RSS, MB" in ended.stdout
+
+
+@once
+@server
+def test_the_soak_notices_a_leak() -> None:
+    """A handler that keeps every item makes the soak fail, and names what grew."""
+    ended = _run("tests.soak", "--minutes", "0.1", "--leak")
+
+    assert ended.returncode == 1
+    assert ["gevent: rss grew", "thread: rss grew"] == [
+        line.partition(": Growth")[0] for line in ended.stderr.splitlines()
+    ]
+
+
+# What the ledger says of one request, of another and of a worker that was killed.
+
+ASKED = Request("a", "pool", "", "", "data", False, [], wanted=answer_to("a", "data"))
+OTHER = Request("b", "pool", "poison", "", "more", False, [], wanted="?")
+RIGHT = replace(ASKED, end="answered", status=200, answer=ASKED.wanted, ended=0.1)
+FAILED = replace(ASKED, end="answered", status=500, error="Poisoned", of="b", ended=0.1)
+REFUSED = replace(ASKED, end="answered", status=504, error="DeadlineExceeded")
+CLOSED = replace(ASKED, began=1.0, end="closed", ended=2.0)
+
+JUDGED = {
+    "its own answer": (RIGHT, "right"),
+    "another's answer": (replace(RIGHT, answer="?"), "wrong"),
+    "an answer though it had to fail": (replace(RIGHT, fault="poison"), "wrong"),
+    "the error of its batch": (FAILED, "other"),
+    "the error of nobody": (replace(FAILED, of="c"), "wrong"),
+    "an error that nobody caused": (replace(FAILED, error="HandlerExit"), "wrong"),
+    "an error that is no reason": (replace(FAILED, error="KeyError", of=""), "wrong"),
+    "the error of another batcher": (replace(FAILED, batcher="hub"), "wrong"),
+    "another's exception": (replace(FAILED, error="Refused"), "wrong"),
+    "its own exception": (
+        replace(FAILED, fault="own", error="Refused", of="a"),
+        "own",
+    ),
+    "refused in time": (replace(REFUSED, ended=DEADLINE + 0.01), "504"),
+    "refused too early": (replace(REFUSED, ended=DEADLINE - 0.01), "wrong"),
+    "refused for no reason": (replace(REFUSED, status=503, ended=0.1), "wrong"),
+    "no answer in time": (replace(ASKED, end="timeout", ended=3.0), "hung"),
+    "closed by a worker that was killed": (replace(CLOSED, pid=0), "killed"),
+    "closed before that": (replace(CLOSED, ended=1.4), "lost"),
+    "asked after that": (replace(CLOSED, began=1.6), "lost"),
+}
+
+
+@pytest.mark.parametrize("what", JUDGED)
+def test_the_ledger_tells_what_became_of_a_request(what: str) -> None:
+    """Each end of a request has its column; whatever nothing explains is a fault."""
+    request, column = JUDGED[what]
+
+    ledger = Ledger([request, OTHER], {"a": 17, "b": 18}, kills={17: 1.5})
+
+    assert column == ledger.columns["a"]
+
+
+def test_only_the_worker_that_was_killed_excuses_a_loss() -> None:
+    """A request that another worker had taken up is lost without a kill -9."""
+    assert "lost" == Ledger([CLOSED], {"a": 18}, {17: 1.5}).columns["a"]
+
+
+def test_the_same_seed_asks_the_same() -> None:
+    """A run can be repeated; another seed makes another."""
+    first, again, other = (list(bursts(seed, 2.0, 100.0)) for seed in "aab")
+
+    assert first == again != other
+
+
+def test_a_line_tells_growth_from_noise() -> None:
+    """What grows steadily is beyond noise, what goes up and down is not."""
+    times = [float(n) for n in range(20)]
+
+    assert not line_through(times, [n * 3.0 for n in times]).within(2.0)
+    assert line_through(times, [n % 2 * 9.0 for n in times]).within(2.0)
