@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -25,11 +26,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def conditions(command: str, *libraries: str) -> str:
     """Return what is needed to judge the figures, or to measure them again."""
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
-    return (
-        f"``{command}``, on {os.cpu_count()} cores of an {_processor()},\n"
+    text = (
+        f"``{command}``, on {os.cpu_count()} cores of an {_processor()}, "
         f"{platform.system()} {platform.release()}, Python "
         f"{platform.python_version()}, {versions}, {date.today()}:"
     )
+    return fill(text, 88, break_on_hyphens=False, break_long_words=False)
 
 
 def _processor() -> str:

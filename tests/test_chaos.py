@@ -31,9 +31,10 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @once
 @server
-def test_a_short_chaos_ends_well() -> None:
+@pytest.mark.parametrize("kind", ["gevent", "gthread"])
+def test_a_short_chaos_ends_well(kind: str) -> None:
     """Some seconds of everything: no request is answered wrongly, hangs or is lost."""
-    ended = _run("tests.chaos", "--seconds", "8")
+    ended = _run("tests.chaos", "--kind", kind, "--seconds", "6")
 
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     assert "sent " in ended.stdout
@@ -43,7 +44,7 @@ def test_a_short_chaos_ends_well() -> None:
 @server
 def test_a_short_soak_finds_nothing_that_grows() -> None:
     """Some seconds of calls, failures and cancellations leave nothing behind."""
-    ended = _run("tests.soak", "--minutes", "0.1")
+    ended = _run("tests.soak", "--minutes", "0.06")
 
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     assert "RSS, MB" in ended.stdout
@@ -53,7 +54,7 @@ def test_a_short_soak_finds_nothing_that_grows() -> None:
 @server
 def test_the_soak_notices_a_leak() -> None:
     """A handler that keeps every item makes the soak fail, and names what grew."""
-    ended = _run("tests.soak", "--minutes", "0.1", "--leak")
+    ended = _run("tests.soak", "--minutes", "0.06", "--leak")
 
     assert ended.returncode == 1
     assert ["gevent: rss grew", "thread: rss grew"] == [

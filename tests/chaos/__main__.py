@@ -18,6 +18,9 @@ from tests.chaos.trial import Trial
 from tests.progress import progress
 from tests.tables import conditions
 
+RATE = 250.0
+"""Requests a second: what two workers and their load can do on two cores."""
+
 TOLD = 10
 """Requests that must not be, of which the evidence is printed."""
 
@@ -26,21 +29,21 @@ def main() -> int:
     """Run a trial, print its table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load")
+    parser.add_argument("--kind", choices=("gevent", "gthread"), default="gevent")
     parser.add_argument("--seed", type=int, default=1, help="the same: the same faults")
-    parser.add_argument("--rate", type=float, default=250.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
     parser.add_argument("--keep", type=Path, help="a folder for the records and logs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         home = options.keep or Path(folder)
         home.mkdir(parents=True, exist_ok=True)
-        trial = Trial(
-            home, options.seed, options.rate, progress("chaos", options.seconds)
-        )
+        tell = progress("chaos", options.seconds)
+        trial = Trial(home, options.kind, options.seed, options.rate, tell)
         result = trial.run(options.seconds)
     command = f"make chaos SECONDS={options.seconds:g}"
-    if options.seed != 1 or options.rate != 250.0:
-        command = f"python -m tests.chaos --seconds {options.seconds:g} "
-        command += f"--seed {options.seed} --rate {options.rate:g}"
+    if (options.kind, options.seed, options.rate) != ("gevent", 1, RATE):
+        command = f"python -m tests.chaos --kind {options.kind} --seed {options.seed} "
+        command += f"--rate {options.rate:g} --seconds {options.seconds:g}"
     libraries = ("gevent", "gunicorn", "flask")
     print(f"{conditions(command, *libraries)}\n\n{text(result.rows)}")
     for line in result.guilty[:TOLD]:

@@ -6,16 +6,22 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from tests.chaos.plan import DEADLINE, HANG, answer_to
+from tests.chaos.plan import DEADLINE, HANG, KIND, answer_to
 from ubatch import DeadlineExceeded, QueueFull, Stopped, UBatch
 
 OPTIONS: dict[str, Any] = {"max_pending": 24, "deadline": DEADLINE}
 """What all batchers have in common."""
+
+SHARED: Any = "hub_threadpool"
+"""A pool that others use too: under gevent the look-ups of names do."""
+if os.environ.get(KIND) == "gthread":
+    SHARED = ThreadPoolExecutor(4)
 
 
 class Item(NamedTuple):
@@ -64,7 +70,7 @@ batchers: dict[str, UBatch[Item, str]] = {
     "pool": UBatch(32, 0.01, handler=handle, **OPTIONS),
     "pair": UBatch(8, 0.01, handler=handle, workers=2, linger="settle", **OPTIONS),
     "hub": UBatch(16, 0.02, handler=handle, executor="inline", **OPTIONS),
-    "shared": UBatch(16, 0.01, handler=handle, executor="hub_threadpool", **OPTIONS),
+    "shared": UBatch(16, 0.01, handler=handle, executor=SHARED, **OPTIONS),
 }
 for batcher in batchers.values():
     batcher.start()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import Any
 
+import psutil
+
 from tests.chaos.journal import HOME, Journal
+from tests.chaos.plan import KIND
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
 control_socket_disable = True
-worker_class = "gevent"
+worker_class = os.environ.get(KIND, "gevent")
+threads = 64 if worker_class == "gthread" else 1
 workers = 2
 
 PULSE = 0.25
@@ -25,30 +31,12 @@ def pre_request(worker: Any, request: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Have the worker tell how it is, from now on."""
-    import gevent
-
-    _fill_the_pool()
     worker.journal = Journal(os.environ[HOME])
-    gevent.spawn(_pulse, worker.journal)
-
-
-def _fill_the_pool() -> None:
-    """Start all threads that the hub's pool may have: they are no growth.
-
-    Each has a hub of its own from its first time.sleep() on, which is patched.
-    """
-    import time
-
-    import gevent
-
-    pool = gevent.get_hub().threadpool
-    gevent.joinall([pool.spawn(time.sleep, 0.05) for _ in range(pool.maxsize)])
+    # Where gevent has patched, this is a greenlet.
+    threading.Thread(target=_pulse, args=(worker.journal,), daemon=True).start()
 
 
 def _pulse(journal: Journal) -> None:
-    import gevent
-    import psutil
-
     from tests.chaos.app import batchers
 
     process = psutil.Process()
@@ -61,4 +49,4 @@ def _pulse(journal: Journal) -> None:
             calls=sum(each.calls_total for each in seen),
             left=sum(each.pending + each.running for each in seen),
         )
-        gevent.sleep(PULSE)
+        time.sleep(PULSE)

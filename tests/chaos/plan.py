@@ -17,6 +17,9 @@ For HTTP on two busy cores, for the backlog while workers start, and no more.
 HANG = 4.0
 """Seconds that a handler hangs: an ignored deadline is then seen to be."""
 
+KIND = "CHAOS_KIND"
+"""The variable of the environment that names gunicorn's kind of worker."""
+
 BATCHERS = ("pool", "pair", "hub", "shared")
 """The routes of the app, each with a batcher of its own kind."""
 

@@ -18,14 +18,18 @@ from tests.chaos.client import Request
 from tests.chaos.faults import Planned, Trouble, schedule
 from tests.chaos.journal import HOME, Journal
 from tests.chaos.ledger import Ledger
+from tests.chaos.plan import KIND
 from tests.chaos.report import Row, rows
 from tests.children import PATIENCE, ROOT, Server, environment
 
 STORMY = 0.6
 """The share of the time in which workers are ended."""
 
-REST = 1.0
-"""Seconds without a call after which a worker is at rest."""
+IDLE = {"GEVENT_THREADPOOL_IDLE_TASK_TIMEOUT": "1"}
+"""gevent ends a thread of the hub's pool after so many seconds; 5 by default."""
+
+REST = 2.0
+"""Seconds without a call after which a worker is at rest, and such threads are gone."""
 
 Tell = Callable[[float], object]
 
@@ -40,19 +44,24 @@ class Result(NamedTuple):
 class Trial:
     """One server, and everything that befalls it."""
 
-    def __init__(self, home: Path, seed: int, rate: float, tell: Tell) -> None:
+    def __init__(
+        self, home: Path, kind: str, seed: int, rate: float, tell: Tell
+    ) -> None:
         self._home = home
+        self._kind = kind
+        self._env = {HOME: str(home), KIND: kind, **IDLE}
         self._seed = seed
         self._rate = rate
         self._began = time.monotonic()
         self._tell = tell
+        (home / "journal").unlink(missing_ok=True)
         self._journal = Journal(home)
         self._requests: list[Request] = []
 
     def run(self, seconds: float) -> Result:
         """Run it all; it takes some seconds more."""
         log = self._home / "log"
-        with Server(_gunicorn, log, **{HOME: str(self._home)}) as server:
+        with Server(_gunicorn, log, **self._env) as server:
             trouble = Trouble(server, self._journal)
             self._until(lambda: len(trouble.up()) == 2)
             stormy = seconds * STORMY
@@ -64,7 +73,9 @@ class Trial:
             trouble.end()
         self._journal.close()
         ledger = Ledger(self._requests, self._journal.begun, trouble.kills())
-        return Result(rows(ledger, trouble.done, before, after), ledger.guilty())
+        return Result(
+            rows(self._kind, ledger, trouble.done, before, after), ledger.guilty()
+        )
 
     def _load(
         self,
