@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.client import Request
+from tests.chaos.journal import Begun
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import bursts
-from tests.chaos.plan import DEADLINE, answer_to
+from tests.chaos.plan import DEADLINE, GRACE, answer_to
 from tests.children import PATIENCE, ROOT, environment, once
 from tests.soak import line_through
 
@@ -64,6 +65,8 @@ def test_the_soak_notices_a_leak() -> None:
 
 # What the ledger says of one request, of another and of a worker that was killed.
 
+BEGUN, LATE = 1.2, DEADLINE + GRACE + 0.05
+TAKEN_UP = {"a": Begun(17, BEGUN), "b": Begun(18, BEGUN)}
 ASKED = Request("a", "pool", "", "", "data", False, [], wanted=answer_to("a", "data"))
 OTHER = Request("b", "pool", "poison", "", "more", False, [], wanted="?")
 RIGHT = replace(ASKED, end="answered", status=200, answer=ASKED.wanted, ended=0.1)
@@ -88,10 +91,11 @@ JUDGED = {
     "refused in time": (replace(REFUSED, ended=DEADLINE + 0.01), "504"),
     "refused too early": (replace(REFUSED, ended=DEADLINE - 0.01), "wrong"),
     "refused for no reason": (replace(REFUSED, status=503, ended=0.1), "wrong"),
-    "no answer in time": (replace(ASKED, end="timeout", ended=3.0), "hung"),
+    "no answer in time": (replace(ASKED, end="timeout", ended=9.0), "hung"),
+    "an answer that is late": (replace(RIGHT, ended=BEGUN + LATE), "hung"),
+    "an answer just in time": (replace(RIGHT, ended=BEGUN + LATE - 0.1), "right"),
     "closed by a worker that was killed": (replace(CLOSED, pid=0), "killed"),
     "closed before that": (replace(CLOSED, ended=1.4), "lost"),
-    "asked after that": (replace(CLOSED, began=1.6), "lost"),
 }
 
 
@@ -100,14 +104,23 @@ def test_the_ledger_tells_what_became_of_a_request(what: str) -> None:
     """Each end of a request has its column; whatever nothing explains is a fault."""
     request, column = JUDGED[what]
 
-    ledger = Ledger([request, OTHER], {"a": 17, "b": 18}, kills={17: 1.5})
+    ledger = Ledger([request, OTHER], TAKEN_UP, kills={17: 1.5})
 
     assert column == ledger.columns["a"]
 
 
 def test_only_the_worker_that_was_killed_excuses_a_loss() -> None:
     """A request that another worker had taken up is lost without a kill -9."""
-    assert "lost" == Ledger([CLOSED], {"a": 18}, {17: 1.5}).columns["a"]
+    assert "lost" == Ledger([CLOSED], {"a": TAKEN_UP["b"]}, {17: 1.5}).columns["a"]
+
+
+def test_a_killed_worker_excuses_nobody_who_came_later() -> None:
+    """Nor does it who was not taken up, and heard of the end long after the kill."""
+    late = replace(CLOSED, began=1.6), replace(CLOSED, ended=3.0)
+
+    assert ["lost", "lost"] == [
+        Ledger([each], {}, {17: 1.5}).columns["a"] for each in late
+    ]
 
 
 def test_the_same_seed_asks_the_same() -> None:

@@ -16,7 +16,10 @@ from typing import Any
 import gevent
 from gevent import socket
 
-from tests.chaos.plan import DEADLINE, GRACE, answer_to
+from tests.chaos.plan import DEADLINE, DOOR, GRACE, answer_to
+
+PATIENCE = DOOR + DEADLINE + GRACE
+"""Seconds that a client waits, counted from the last byte of its request."""
 
 
 @dataclass(slots=True)
@@ -58,7 +61,7 @@ def ask(port: int, request: Request) -> None:
     request.wanted = answer_to(request.name, request.data)
     request.began = time.monotonic()
     try:
-        with socket.create_connection(("127.0.0.1", port), DEADLINE + GRACE) as peer:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as peer:
             request.end = _converse(peer, request)
     except OSError as error:
         request.end = type(error).__name__
@@ -86,7 +89,7 @@ def _converse(peer: Any, request: Request) -> str:
             peer.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, at_once)
         return "left"
     received = b""
-    with gevent.Timeout(DEADLINE + GRACE, False):
+    with gevent.Timeout(PATIENCE, False):
         while chunk := peer.recv(65536):
             received += chunk
         return "answered" if _take_in(received, request) else "closed"

@@ -10,10 +10,17 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HOME = "CHAOS_HOME"
 """The variable of the environment that names the folder of a trial."""
+
+
+class Begun(NamedTuple):
+    """Which worker took a request up, and when."""
+
+    pid: int
+    at: float
 
 
 class Journal:
@@ -24,8 +31,8 @@ class Journal:
         self._file = os.open(Path(home, "journal"), flags, 0o600)
         self._read = 0
         self._rest = b""
-        self.begun: dict[str, int] = {}
-        """Which worker took a request up."""
+        self.begun: dict[str, Begun] = {}
+        """Who took each request up."""
         self.pulses: dict[int, list[dict[str, Any]]] = {}
         """What each worker told of itself, in order."""
 
@@ -42,7 +49,7 @@ class Journal:
             for line in lines:
                 entry = json.loads(line)
                 if "begun" in entry:
-                    self.begun[entry["begun"]] = entry["pid"]
+                    self.begun[entry["begun"]] = Begun(entry["pid"], entry["at"])
                 else:
                     self.pulses.setdefault(entry["pid"], []).append(entry)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from tests.chaos.client import Request
-from tests.chaos.plan import DEADLINE, FAULTS, HANG, OWN_ERROR
+from tests.chaos.journal import Begun
+from tests.chaos.plan import DEADLINE, FAULTS, GRACE, HANG, OWN_ERROR
 
 COLUMNS = {
     "right": "right: its own answer",
@@ -32,13 +34,17 @@ SOON = 0.5
 """Seconds after a ``kill -9`` in which a client hears of it, however slow it is."""
 
 
+PROMPT = 0.05
+"""Seconds in which one comes, once it is noted."""
+
+
 class Ledger:
     """All requests of a trial."""
 
     def __init__(
         self,
         requests: Iterable[Request],
-        begun: Mapping[str, int],
+        begun: Mapping[str, Begun],
         kills: Mapping[int, float],
     ) -> None:
         self.requests = list(requests)
@@ -68,12 +74,27 @@ class Ledger:
 
     def latest(self) -> float:
         """Return how long after its deadline the latest answer came, in seconds."""
-        waits = [r.ended - r.sent for r in self.requests if r.end == "answered"]
-        return max(waits, default=0.0) - DEADLINE
+        answered = [each for each in self.requests if each.end == "answered"]
+        return max(map(self._took, answered), default=0.0) - DEADLINE
+
+    def longest_at_the_door(self) -> float:
+        """Return the longest time that a request waited to be taken up, in seconds."""
+        waits = [
+            self._begun[each.name].at - each.began
+            for each in self.requests
+            if each.name in self._begun
+        ]
+        return max(waits, default=0.0)
+
+    def _took(self, request: Request) -> float:
+        """Return the seconds from when a worker could go on to the request's end."""
+        begun = self._begun.get(request.name)
+        return request.ended - max(request.sent, begun.at if begun else 0.0)
 
     def _column(self, request: Request) -> str:
         if request.end == "answered":
-            return self._judge(request)
+            late = self._took(request) > DEADLINE + GRACE
+            return "hung" if late else self._judge(request)
         if request.end == "left":
             return "left"
         if request.end in ("timeout", "TimeoutError"):
@@ -117,10 +138,11 @@ class Ledger:
         Known is which worker took it up, unless it was killed before that: then the
         time must tell.
         """
-        pid = self._begun.get(request.name)
-        if pid is not None:
-            return request.began < self._kills.get(pid, 0.0) < request.ended
-        ended = request.ended
+        begun, ended = self._begun.get(request.name), request.ended
+        if begun is not None:
+            return self._kills.get(begun.pid, inf) < ended
+        # A kill is noted just before it happens.
         return any(
-            request.began < at < ended < at + SOON for at in self._kills.values()
+            request.began < at + PROMPT and at < ended < at + SOON
+            for at in self._kills.values()
         )

@@ -9,10 +9,13 @@ DEADLINE = 1.0
 """Seconds that a call may take, as the batchers are told."""
 
 GRACE = 2.0
-"""Seconds more that a client waits, counted from the last byte of its request.
+"""Seconds more until its answer has to be there: for HTTP on two busy cores.
 
-For HTTP on two busy cores, for the backlog while workers start, and no more.
+Both are counted from the last byte of the request, or from when a worker took it up.
 """
+
+DOOR = 5.0
+"""Seconds that a request may wait to be taken up, while gunicorn's workers start."""
 
 HANG = 4.0
 """Seconds that a handler hangs: an ignored deadline is then seen to be."""

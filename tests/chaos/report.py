@@ -63,6 +63,7 @@ def rows(
         Row("calls left in a batcher at rest", _number(left), "0", left == 0),
         Row("right, share", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", enough),
         Row("latest answer, after its deadline", f"{ledger.latest():.2f} s"),
+        Row("longest wait for a worker", f"{ledger.longest_at_the_door():.2f} s"),
         *_growth(GROWTH[kind], before, after),
         Row(", ".join(KINDS), ", ".join(str(made[kind]) for kind in KINDS)),
     ]
