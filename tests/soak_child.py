@@ -34,6 +34,7 @@ SHARES = {
     "map": 0.01,
     "callback": 0.01,
     "foreign": 0.002,
+    "life": 0.001,
 }
 """What callers do, of all calls; the rest is plain."""
 
@@ -54,6 +55,7 @@ class Soak:
     """A batcher and its callers."""
 
     def __init__(self, kind: BackendName, leak: bool) -> None:
+        self._kind = kind
         self.batcher: UBatch[str, str | Failed] = UBatch(
             32, 0.005, handler=self._handle, workers=2, backend=kind, name="soak"
         ).start()
@@ -72,6 +74,7 @@ class Soak:
             "map": self._map,
             "callback": self._with_callback,
             "foreign": foreign,
+            "life": self._in_a_life_of_its_own,
         }
 
     def call_on(self, number: int) -> None:
@@ -138,6 +141,16 @@ class Soak:
         )
         return None if isinstance(answers[0], Failed) else answers[0]
 
+    def _in_a_life_of_its_own(self, item: str) -> Any:
+        """Have a new batcher answer, and stop or forget it."""
+        batcher: UBatch[str, str | Failed] = UBatch(
+            4, 0.0, handler=self._handle, backend=self._kind, name="brief"
+        ).start()
+        answer = batcher.ubatch(item)
+        if hash(item) % 2:
+            batcher.stop()
+        return answer
+
     def _map(self, item: str) -> None:
         items = [f"{number} {item}" for number in range(3)]
         answers = self.batcher.map(items, return_exceptions=True)
@@ -191,11 +204,11 @@ def _wait_for_rest(soak: Soak, sleep: Callable[[float], object]) -> None:
             time.monotonic() < deadline
         ), f"{CALLERS - len(soak.resting)} hang: {seen}"
         sleep(0.005)
-    sleep(0.02)  # for what is on its way: a callback, the end of a greenlet
+    gc.collect()
+    sleep(0.05)  # for what is on its way: a callback, the end of a greenlet or a thread
 
 
 def _count(soak: Soak, at: float) -> dict[str, float]:
-    gc.collect()
     process, everything = psutil.Process(), gc.get_objects()
     seen = soak.batcher.stats()
     return {
