@@ -44,8 +44,20 @@ class Refused(Poisoned):
     """The handler answers one item with this."""
 
 
+at_work: list[None] = []
+"""One entry per batch in a handler, even if nobody waits for that any more."""
+
+
 def handle(items: list[Item]) -> Any:
     """Answer a batch, in whichever way the worst of it wants."""
+    at_work.append(None)
+    try:
+        return _handle(items)
+    finally:
+        at_work.pop()
+
+
+def _handle(items: list[Item]) -> Any:
     faults = {item.fault for item in items}
     if "hang" in faults:
         time.sleep(HANG)

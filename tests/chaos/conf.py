@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import psutil
 
 from tests.chaos.journal import HOME, Journal
-from tests.chaos.plan import KIND
+from tests.chaos.plan import ALARM, KIND
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
 control_socket_disable = True
 worker_class = os.environ.get(KIND, "gevent")
 threads = 64 if worker_class == "gthread" else 1
 workers = 2
+
+# The server ends by itself if whoever started it was killed.
+signal.alarm(int(os.environ[ALARM]))
 
 PULSE = 0.25
 """Seconds between two looks of a worker at itself."""
@@ -37,7 +41,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _pulse(journal: Journal) -> None:
-    from tests.chaos.app import batchers
+    from tests.chaos.app import at_work, batchers
 
     process = psutil.Process()
     while True:
@@ -47,6 +51,7 @@ def _pulse(journal: Journal) -> None:
             fds=process.num_fds(),
             threads=process.num_threads(),
             calls=sum(each.calls_total for each in seen),
+            at_work=len(at_work),
             left=sum(each.pending + each.running for each in seen),
         )
         time.sleep(PULSE)

@@ -23,6 +23,9 @@ HANG = 4.0
 KIND = "CHAOS_KIND"
 """The variable of the environment that names gunicorn's kind of worker."""
 
+ALARM = "CHAOS_ALARM"
+"""The one that says after how many seconds a server must have ended."""
+
 BATCHERS = ("pool", "pair", "hub", "shared")
 """The routes of the app, each with a batcher of its own kind."""
 

@@ -18,7 +18,7 @@ from tests.chaos.client import Request
 from tests.chaos.faults import Planned, Trouble, schedule
 from tests.chaos.journal import HOME, Journal
 from tests.chaos.ledger import Ledger
-from tests.chaos.plan import KIND
+from tests.chaos.plan import ALARM, KIND
 from tests.chaos.report import Row, rows
 from tests.children import PATIENCE, ROOT, Server, environment
 
@@ -61,7 +61,8 @@ class Trial:
     def run(self, seconds: float) -> Result:
         """Run it all; it takes some seconds more."""
         log = self._home / "log"
-        with Server(_gunicorn, log, **self._env) as server:
+        alarm = f"{seconds + 5 * PATIENCE:.0f}"
+        with Server(_gunicorn, log, **{ALARM: alarm}, **self._env) as server:
             trouble = Trouble(server, self._journal)
             self._until(lambda: len(trouble.up()) == 2)
             stormy = seconds * STORMY
@@ -110,7 +111,7 @@ class Trial:
         self._requests += map(_request, path.read_text().splitlines())
 
     def _rest(self, trouble: Trouble) -> list[dict[str, Any]]:
-        """Wait until nobody waits; return the last that each worker has told."""
+        """Wait until nothing is done; return the last that each worker has told."""
         self._until(lambda: len(trouble.up()) == 2)
         quiet = time.monotonic()
         end = quiet + PATIENCE / 4
@@ -118,7 +119,7 @@ class Trial:
             self._tell(time.monotonic() - self._began)
             time.sleep(0.05)
             last = [self._journal.pulses[pid][-1] for pid in trouble.up()]
-            if any(pulse["left"] for pulse in last):
+            if any(pulse["left"] or pulse["at_work"] for pulse in last):
                 quiet = time.monotonic()
         return last
 
