@@ -10,6 +10,9 @@ NAME =
 REPEATS = 5
 # How many runs make model makes of each backend
 EXAMPLES = 2000
+# How long make chaos and make soak go on
+SECONDS = 60
+MINUTES = 10
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
 # How many cases make fuzz tries
@@ -30,7 +33,7 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress fuzz model bench dist clean
+.PHONY: help run demo test check format stress fuzz model chaos soak bench dist clean
 .PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
 
 help:
@@ -87,6 +90,12 @@ model: venv-test  ## compare batchers with a model of them in EXAMPLES=2000 rand
 	    MODEL_EXAMPLES=$(EXAMPLES) $$leg -q -o timeout=0 -o faulthandler_timeout=0 \
 	        tests/test_model.py $(ARGS) || exit 1; \
 	done
+
+chaos: venv-test  ## let everything befall a gunicorn under load for SECONDS=60, and account for every request
+	@$(PY) -m tests.chaos --seconds $(SECONDS)
+
+soak: venv-test  ## call for MINUTES=10, on greenlets and on threads, and see whether anything grows
+	@$(PY) -m tests.soak --minutes $(MINUTES)
 
 bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
 	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)

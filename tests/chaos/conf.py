@@ -1,0 +1,57 @@
+"""How does chaos run gunicorn, and what do its workers tell of themselves?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from tests.chaos.journal import HOME, Journal
+from tests.chaos.plan import ALARM, KIND
+
+# A file in the user's home, that all gunicorns would share. Older ones know none.
+control_socket_disable = True
+worker_class = os.environ.get(KIND, "gevent")
+threads = 64 if worker_class == "gthread" else 1
+workers = 2
+
+# The server ends by itself if whoever started it was killed.
+signal.alarm(int(os.environ[ALARM]))
+
+PULSE = 0.25
+"""Seconds between two looks of a worker at itself."""
+
+
+def pre_request(worker: Any, request: Any) -> None:
+    """Note who takes a request up, as soon as its head has been read."""
+    for name, value in request.headers:
+        if name == "X-ID":
+            worker.journal.write(begun=value)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Have the worker tell how it is, from now on."""
+    worker.journal = Journal(os.environ[HOME])
+    # Where gevent has patched, this is a greenlet.
+    threading.Thread(target=_pulse, args=(worker.journal,), daemon=True).start()
+
+
+def _pulse(journal: Journal) -> None:
+    from tests.chaos.app import at_work, batchers
+
+    process = psutil.Process()
+    while True:
+        seen = [batcher.stats() for batcher in batchers.values()]
+        journal.write(
+            rss=process.memory_info().rss,
+            fds=process.num_fds(),
+            threads=process.num_threads(),
+            calls=sum(each.calls_total for each in seen),
+            at_work=len(at_work),
+            left=sum(each.pending + each.running for each in seen),
+        )
+        time.sleep(PULSE)

@@ -1,0 +1,82 @@
+"""Steady load from a process of its own, that notes how each request ended.
+
+``python -m tests.chaos.load PORT SEED SECONDS RATE FILE``: requests come in bursts, at
+random times, and nobody waits for others' answers. The same seed asks the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from random import Random
+from typing import TextIO
+
+import gevent
+
+from tests.chaos.client import Request, ask
+from tests.chaos.plan import BATCHERS, BIG, DNS, FAULTS, MANNERS, faults_of
+
+LARGEST_BURST = 16
+
+
+def main(port: int, seed: str, seconds: float, rate: float, path: str) -> None:
+    """Send requests for so many seconds; return when all have ended."""
+    with open(path, "w") as file:
+        began = time.monotonic()
+        asking = []
+        for at, burst in bursts(seed, seconds, rate):
+            gevent.sleep(max(0.0, began + at - time.monotonic()))
+            asking += [gevent.spawn(_ask, port, request, file) for request in burst]
+            asking = [each for each in asking if not each.dead]
+        gevent.joinall(asking)
+
+
+def bursts(
+    seed: str, seconds: float, rate: float
+) -> Iterator[tuple[float, list[Request]]]:
+    """Return when to send what."""
+    random = Random(seed)
+    number, mean_size = 0, (1 + LARGEST_BURST) / 2
+    at = random.expovariate(rate / mean_size)
+    while at < seconds:
+        batcher, size = random.choice(BATCHERS), random.randint(1, LARGEST_BURST)
+        names = [f"{seed}-{number + k}" for k in range(size)]
+        yield at, [_request(random, name, batcher) for name in names]
+        number += size
+        at += random.expovariate(rate / mean_size)
+
+
+def _request(random: Random, name: str, batcher: str) -> Request:
+    manner = _one_of(random, MANNERS)
+    shares = {fault: FAULTS[fault].share for fault in faults_of(batcher)}
+    size = 100_000 if random.random() < BIG else random.randint(10, 200)
+    return Request(
+        name,
+        batcher,
+        # Who leaves is no cause of what befalls the others.
+        "" if manner in ("leave", "reset", "part") else _one_of(random, shares),
+        manner,
+        random.randbytes(size // 2).hex(),
+        random.random() < DNS,
+        [random.uniform(0.0, 0.4) for _ in range(5 if manner == "slow" else 1)],
+    )
+
+
+def _one_of(random: Random, shares: dict[str, float]) -> str:
+    rest = random.random()
+    for name, share in shares.items():
+        rest -= share
+        if rest < 0:
+            return name
+    return ""
+
+
+def _ask(port: int, request: Request, file: TextIO) -> None:
+    ask(port, request)
+    file.write(f"{request.line()}\n")
+
+
+if __name__ == "__main__":
+    _, _port, _seed, _seconds, _rate, _path = sys.argv
+    main(int(_port), _seed, float(_seconds), float(_rate), _path)

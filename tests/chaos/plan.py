@@ -1,0 +1,77 @@
+"""What do the server, its clients and the judge agree on?"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+DEADLINE = 1.0
+"""Seconds that a call may take, as the batchers are told."""
+
+GRACE = 2.0
+"""Seconds more until its answer has to be there: for HTTP on two busy cores.
+
+Both are counted from the last byte of the request, or from when a worker took it up.
+"""
+
+DOOR = 5.0
+"""Seconds that a request may wait to be taken up, while gunicorn's workers start."""
+
+HANG = 4.0
+"""Seconds that a handler hangs: an ignored deadline is then seen to be."""
+
+KIND = "CHAOS_KIND"
+"""The variable of the environment that names gunicorn's kind of worker."""
+
+ALARM = "CHAOS_ALARM"
+"""The one that says after how many seconds a server must have ended."""
+
+BATCHERS = ("pool", "pair", "hub", "shared")
+"""The routes of the app, each with a batcher of its own kind."""
+
+
+class Fault(NamedTuple):
+    """What an item makes the handler do, and what comes of it."""
+
+    share: float
+    """Of all requests."""
+    error: str
+    """The class of the error that its whole batch may get; "" if none."""
+
+
+FAULTS = {
+    "poison": Fault(0.10, "Poisoned"),  # the handler raises
+    "own": Fault(0.02, ""),  # the handler answers this one with an exception
+    "none": Fault(0.002, "BadBatchOutput"),
+    "short": Fault(0.002, "BadBatchOutputSize"),
+    "exit": Fault(0.001, "HandlerExit"),
+    "hang": Fault(0.0008, ""),
+    "busy": Fault(0.003, ""),  # the handler keeps the interpreter, then answers
+}
+
+OWN_ERROR = "Refused"
+"""The class of the exception that answers ``own``."""
+
+MANNERS = {"slow": 0.03, "leave": 0.03, "reset": 0.01, "part": 0.02}
+"""Clients that send in pieces; that leave once they have asked, or half-way."""
+
+BIG = 0.01
+"""The share of requests with a payload of 100 kB."""
+
+DNS = 0.05
+"""The share of requests that look a host name up before they call."""
+
+
+def faults_of(batcher: str) -> list[str]:
+    """Return the faults that a batcher's items may ask for.
+
+    On the hub itself SystemExit ends the process, as it should: gunicorn ends a
+    worker so. There it would be a fault of the app.
+    """
+    return [fault for fault in FAULTS if (batcher, fault) != ("hub", "exit")]
+
+
+def answer_to(name: str, data: str) -> str:
+    """Return the one right answer; another request's is another."""
+    text = f"{name} {data}".encode()
+    return hashlib.blake2b(text, digest_size=8, key=b"chaos").hexdigest()

@@ -1,0 +1,242 @@
+"""Callers of one kind, who call for a while and pause to be counted.
+
+``python -m tests.soak_child KIND SECONDS LEAK`` prints a line of JSON at each pause:
+what was called so far, and what there is while nobody calls.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from random import Random
+from typing import Any, cast
+
+import gevent
+import gevent.event
+import psutil
+
+from ubatch import DeadlineExceeded, Future, UBatch
+from ubatch.backends import BackendName
+from ubatch.batch import Batch
+
+CALLERS = 48
+SHARES = {
+    "fail": 0.05,
+    "cancel": 0.08,  # of which some are answered before that
+    "deadline": 0.03,
+    "spoil": 0.0005,  # fails all of its batch
+    "map": 0.01,
+    "callback": 0.01,
+    "foreign": 0.002,
+    "life": 0.001,
+}
+"""What callers do, of all calls; the rest is plain."""
+
+BRIEF = 0.0005
+"""Seconds that an impatient caller waits: as long as a batch takes."""
+
+SLOWEST, QUICKEST = 3.0, 0.25
+"""Seconds between two pauses, in a long run and in a short one."""
+
+PATIENCE = 60.0
+
+
+class Failed(Exception):
+    """What a call that fails gets."""
+
+
+class Soak:
+    """A batcher and its callers."""
+
+    def __init__(self, kind: BackendName, leak: bool) -> None:
+        self._kind = kind
+        self.batcher: UBatch[str, str | Failed] = UBatch(
+            32, 0.005, handler=self._handle, workers=2, backend=kind, name="soak"
+        ).start()
+        self.resting: set[int] = set()
+        self.go = threading.Event() if kind == "thread" else gevent.event.Event()
+        self.ended = False
+        self.called_back = 0
+        self._leaked: list[str] | None = [] if leak else None
+        quit_early = [self._cancel, self._cancel, self._stop_waiting]
+        if kind == "gevent":
+            quit_early += [self._kill, self._time_out]
+        self._quit_early = quit_early
+        foreign = self._from_a_thread if kind == "gevent" else self.batcher.ubatch
+        self._ways: dict[str, Callable[[str], Any]] = {
+            "deadline": self.batcher.with_options(deadline=2 * BRIEF).ubatch,
+            "map": self._map,
+            "callback": self._with_callback,
+            "foreign": foreign,
+            "life": self._in_a_life_of_its_own,
+        }
+
+    def call_on(self, number: int) -> None:
+        """Call until the end: the life of one caller."""
+        random = Random(number)
+        while True:
+            if not self.go.is_set():
+                self.resting.add(number)
+                self.go.wait()
+                self.resting.discard(number)
+            if self.ended:
+                return
+            self._call(random)
+
+    def _call(self, random: Random) -> None:
+        kind = _one_of(random, SHARES)
+        item = f"{kind} {random.random()} ".ljust(100, "x")
+        way = self._ways.get(kind, self.batcher.ubatch)
+        if kind == "cancel":
+            way = random.choice(self._quit_early)
+        try:
+            answer = way(item)
+        except (Failed, DeadlineExceeded):
+            return
+        assert answer in (None, item.upper()), (item, answer)
+
+    def _handle(self, items: list[str]) -> list[str | Failed]:
+        if self._leaked is not None:
+            self._leaked += items
+        time.sleep(BRIEF)
+        if any(item.startswith("spoil") for item in items):
+            raise Failed("the batch")
+        return [
+            Failed(item) if item.startswith("fail") else item.upper() for item in items
+        ]
+
+    def _cancel(self, item: str) -> None:
+        future = self.batcher.submit(item)
+        if future.cancel():
+            try:
+                future.result()
+            except CancelledError:
+                pass
+
+    def _stop_waiting(self, item: str) -> Any:
+        future = self.batcher.submit(item)
+        try:
+            return future.result(timeout=BRIEF)
+        except TimeoutError:
+            future.cancel()
+
+    def _kill(self, item: str) -> None:
+        caller = gevent.spawn(self.batcher.ubatch, item)
+        gevent.sleep(0)
+        caller.kill()
+
+    def _time_out(self, item: str) -> Any:
+        with gevent.Timeout(BRIEF, False):
+            return self.batcher.ubatch(item)
+
+    def _from_a_thread(self, item: str) -> Any:
+        answers = gevent.get_hub().threadpool.apply(
+            self.batcher.map, ([item],), {"return_exceptions": True}
+        )
+        return None if isinstance(answers[0], Failed) else answers[0]
+
+    def _in_a_life_of_its_own(self, item: str) -> Any:
+        """Have a new batcher answer, and stop or forget it."""
+        batcher: UBatch[str, str | Failed] = UBatch(
+            4, 0.0, handler=self._handle, backend=self._kind, name="brief"
+        ).start()
+        answer = batcher.ubatch(item)
+        if hash(item) % 2:
+            batcher.stop()
+        return answer
+
+    def _map(self, item: str) -> None:
+        items = [f"{number} {item}" for number in range(3)]
+        answers = self.batcher.map(items, return_exceptions=True)
+        for asked, answer in zip(items, answers):
+            assert answer == asked.upper() or isinstance(answer, Failed), answer
+
+    def _with_callback(self, item: str) -> Any:
+        def called_back(_: Future[Any]) -> None:
+            self.called_back += 1
+
+        future = self.batcher.submit(item)
+        future.add_done_callback(called_back)
+        return future.result()
+
+
+def run(kind: BackendName, seconds: float, leak: bool) -> None:
+    """Let the callers call for so many seconds, and count in the pauses."""
+    logging.getLogger("ubatch").addHandler(logging.NullHandler())
+    logging.getLogger("ubatch").propagate = False
+    soak = Soak(kind, leak)
+    sleep = time.sleep if kind == "thread" else gevent.sleep
+    callers: list[Any] = []
+    for number in range(CALLERS):
+        if kind == "thread":
+            callers.append(threading.Thread(target=soak.call_on, args=(number,)))
+        else:
+            callers.append(gevent.Greenlet(soak.call_on, number))
+        callers[-1].daemon = True
+        callers[-1].start()
+    began = time.monotonic()
+    while (at := time.monotonic() - began) < seconds:
+        soak.go.set()
+        sleep(min(max(seconds / 100, QUICKEST), SLOWEST))
+        soak.go.clear()
+        _wait_for_rest(soak, sleep)
+        print(json.dumps(_count(soak, at)), flush=True)
+    soak.ended = True
+    soak.go.set()
+    for caller in callers:
+        caller.join(PATIENCE)
+    soak.batcher.stop(PATIENCE)
+
+
+def _wait_for_rest(soak: Soak, sleep: Callable[[float], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        seen = soak.batcher.stats()
+        if len(soak.resting) == CALLERS and not seen.pending and not seen.running:
+            break
+        assert (
+            time.monotonic() < deadline
+        ), f"{CALLERS - len(soak.resting)} hang: {seen}"
+        sleep(0.005)
+    gc.collect()
+    sleep(0.05)  # for what is on its way: a callback, the end of a greenlet or a thread
+
+
+def _count(soak: Soak, at: float) -> dict[str, float]:
+    process, everything = psutil.Process(), gc.get_objects()
+    seen = soak.batcher.stats()
+    return {
+        "at": at,
+        "calls": seen.calls_total,
+        "failed": seen.failures_total,
+        "cancelled": seen.cancelled_total,
+        "expired": seen.expired_total,
+        "rss": process.memory_info().rss,
+        "fds": process.num_fds(),
+        "threads": process.num_threads(),
+        "greenlets": sum(
+            isinstance(each, gevent.Greenlet) and not each.dead for each in everything
+        ),
+        "batches": sum(isinstance(each, Batch) for each in everything),
+        "futures": sum(isinstance(each, Future) for each in everything),
+    }
+
+
+def _one_of(random: Random, shares: dict[str, float]) -> str:
+    rest = random.random()
+    for name, share in shares.items():
+        rest -= share
+        if rest < 0:
+            return name
+    return "plain"
+
+
+if __name__ == "__main__":
+    _, _kind, _seconds, _leak = sys.argv
+    run(cast(BackendName, _kind), float(_seconds), _leak == "1")
