@@ -10,7 +10,8 @@ from flask import Flask, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
 import model
-from ubatch import DeadlineExceeded, QueueFull, Stopped, ubatch_decorator
+import ubatch.flask
+from ubatch import ubatch_decorator
 
 PIXELS, FULL = 64, 16.0  # an 8x8 picture, each value from 0 (paper) to 16 (ink)
 
@@ -96,12 +97,5 @@ def answer_http(error: HTTPException) -> Any:
     return response
 
 
-@app.errorhandler(QueueFull)
-@app.errorhandler(Stopped)
-def answer_busy(error: Exception) -> tuple[dict[str, str], int]:
-    return {"error": str(error)}, 503
-
-
-@app.errorhandler(DeadlineExceeded)
-def answer_late(error: Exception) -> tuple[dict[str, str], int]:
-    return {"error": str(error)}, 504
+# Too busy is 503, with Retry-After; too late is 504.
+ubatch.flask.init_app(app)

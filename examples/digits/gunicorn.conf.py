@@ -5,6 +5,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from ubatch import gunicorn as hooks
+from ubatch.gunicorn import worker_exit  # noqa: F401  # drains what nobody waits for
+
 # One thread per BLAS or OpenMP call. By default each call wants every core, so two
 # workers, or a batch beside the requests, would fight for them and all get slower.
 # Set here because it must be in place before numpy is imported.
@@ -45,4 +48,5 @@ def post_worker_init(worker: Any) -> None:
 
     It tells its workers itself; a worker that also hears it prints a traceback.
     """
+    hooks.post_worker_init(worker)  # warns of what can never fill a batch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
