@@ -98,8 +98,8 @@ port-free:
 
 # .venv/made-for: the Python and the directory; another of either, and it is made afresh.
 # .venv/has-EXTRA: that extra of setup.cfg is installed; an edited setup.cfg is newer.
-# dev holds test, which holds bench, which holds examples.
-venv-examples venv-bench venv-test venv-dev: venv-%:
+# dev and servers hold test, which holds bench, which holds examples.
+venv-examples venv-bench venv-test venv-servers venv-dev: venv-%:
 	@set -e; \
 	command -v '$(PYTHON)' >/dev/null || { \
 	    echo "no $(PYTHON) here: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -112,7 +112,7 @@ venv-examples venv-bench venv-test venv-dev: venv-%:
 	    echo "installing ubatch[$*] into .venv (a minute, once) ..."; \
 	    $(PY) -m pip install -qq --disable-pip-version-check --no-input --use-pep517 -e '.[$*]'; \
 	    case $* in \
-	        dev) touch .venv/has-examples .venv/has-bench .venv/has-test .venv/has-dev;; \
+	        dev|servers) touch .venv/has-examples .venv/has-bench .venv/has-test .venv/has-$*;; \
 	        test) touch .venv/has-examples .venv/has-bench .venv/has-test;; \
 	        bench) touch .venv/has-examples .venv/has-bench;; \
 	        *) touch .venv/has-$*;; \
