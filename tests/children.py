@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import gevent
 import pytest
 from gevent import monkey
 
@@ -36,6 +37,13 @@ once = pytest.mark.skipif(
     reason="runs in a child, which is the same on both legs; the plain one has run it",
 )
 """Marks tests that need not run again in the patched leg."""
+
+
+def not_on_libuv(reason: str) -> pytest.MarkDecorator:
+    """Return a mark for what gevent on libuv, or a server there, cannot do."""
+    libuv = gevent.config.loop.__module__.startswith("gevent.libuv")
+    return pytest.mark.skipif(libuv, reason=f"on libuv {reason}")
+
 
 START = """
 
@@ -293,10 +301,16 @@ class FileGate:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a child: ours, without what would change the result."""
-    ours = ("UBATCH_", "GEVENT_", "GUNICORN_", "PYTHON", "WEB_CONCURRENCY")
-    kept = {name: value for name, value in os.environ.items() if name[:4] != "GATE"}
-    kept = {name: value for name, value in kept.items() if not name.startswith(ours)}
+    """Return the environment of a child: ours, without what would change the result.
+
+    GEVENT_LOOP stays: who sets it wants the whole suite on that loop.
+    """
+    ours = ("UBATCH_", "GEVENT_", "GUNICORN_", "PYTHON", "WEB_CONCURRENCY", "GATE")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "GEVENT_LOOP" or not name.startswith(ours)
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **changes}
 
 
