@@ -10,6 +10,10 @@ NAME =
 REPEATS = 5
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
+# Pythons that make test-all tries before those that tox finds by itself, on the PATH
+# and where uv keeps them: make test-all PYTHONS='/opt/a/bin/python3 /opt/b/bin/python3'
+PYENV_ROOT ?= $(HOME)/.pyenv
+PYTHONS ?= $(wildcard $(PYENV_ROOT)/versions/3.1[0-3].*/bin/python)
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
 SELECT = concurrency and not timing
 
@@ -26,11 +30,11 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress bench dist clean
-.PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
+.PHONY: help run demo test test-all check format stress bench dist clean
+.PHONY: port-free legs venv-examples venv-bench venv-test venv-servers venv-dev
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (PORT=, WORKERS= change it)
 	@echo "training the digits model, unless it is there ..."; $(PY) $(DIGITS)/model.py
@@ -47,6 +51,12 @@ demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and 
 	@$(PY) $(BENCH)/demo.py
 
 test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (ARGS= goes to pytest)
+
+test-all: venv-dev  ## run it on every Python here, the oldest gevent and the newest, libev and libuv: an hour
+	@rm -rf .envs/reports
+	@status=0; \
+	$(PY) -m tox $(if $(PYTHONS),--discover $(PYTHONS)) -- $(ARGS) || status=$$?; \
+	echo; $(PY) .ci/table.py .envs/reports || status=1; exit $$status
 
 check: venv-dev  ## check format, lint, types and the README, then run the suite twice
 	$(PY) -m isort --check --diff $(CODE)
@@ -84,7 +94,7 @@ dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an 
 	@$(PY) .ci/check_dist.py dist
 
 clean:  ## remove everything that make made
-	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
+	@rm -rf .venv .bench .envs build dist *.egg-info .mypy_cache .pytest_cache $(DIGITS)/.cache
 	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
 
 legs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from configparser import ConfigParser
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,12 @@ def test_what_the_readme_names_exists() -> None:
         set(re.findall(r"make (run|test|check|stress|dist|clean)\b", README)) <= targets
     )
     assert environment()["PYTHONPATH"] == str(ROOT)
+
+
+def test_the_oldest_gevent_that_is_tested_is_the_oldest_allowed() -> None:
+    """make test-all installs the lower bounds that setup.cfg states."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    allowed = config["options"]["install_requires"].split()
+    tested = config["testenv"]["deps"].replace("gevent_oldest: ", "").split()
+    assert allowed == [one.replace("==", ">=").removesuffix(".*") for one in tested]
