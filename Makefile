@@ -17,6 +17,10 @@ MINUTES = 10
 ARGS =
 # How many cases make fuzz tries
 CASES = 10000
+# Pythons that make test-all tries before those that tox finds by itself, on the PATH
+# and where uv keeps them: make test-all PYTHONS='/opt/a/bin/python3 /opt/b/bin/python3'
+PYENV_ROOT ?= $(HOME)/.pyenv
+PYTHONS ?= $(wildcard $(PYENV_ROOT)/versions/3.1[0-3].*/bin/python)
 # What make stress repeats, in pytest's words: make stress SELECT='not timing'
 SELECT = concurrency and not timing
 
@@ -33,11 +37,11 @@ PLAIN := $(PY) -m pytest
 PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 
 .NOTPARALLEL:
-.PHONY: help run demo test check format stress fuzz model chaos soak bench dist clean
-.PHONY: port-free legs venv-examples venv-bench venv-test venv-dev
+.PHONY: help run demo test test-all check format stress fuzz model chaos soak bench dist clean
+.PHONY: port-free legs venv-examples venv-bench venv-test venv-servers venv-dev
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (PORT=, WORKERS= change it)
 	@echo "training the digits model, unless it is there ..."; $(PY) $(DIGITS)/model.py
@@ -54,6 +58,12 @@ demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and 
 	@$(PY) $(BENCH)/demo.py
 
 test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (ARGS= goes to pytest)
+
+test-all: venv-dev  ## run it on every Python here, the oldest gevent and the newest, libev and libuv: an hour
+	@rm -rf .envs/reports
+	@status=0; \
+	$(PY) -m tox $(if $(PYTHONS),--discover $(PYTHONS)) -- $(ARGS) || status=$$?; \
+	echo; $(PY) .ci/table.py .envs/reports || status=1; exit $$status
 
 check: venv-dev  ## check format, lint, types and the README, then run the suite twice
 	$(PY) -m isort --check --diff $(CODE)
@@ -106,7 +116,7 @@ dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an 
 	@$(PY) .ci/check_dist.py dist
 
 clean:  ## remove everything that make made
-	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache .hypothesis $(DIGITS)/.cache
+	@rm -rf .venv .bench .envs build dist *.egg-info .mypy_cache .pytest_cache .hypothesis $(DIGITS)/.cache
 	@find ubatch tests examples .ci -name __pycache__ -prune -exec rm -rf {} +
 
 legs:
@@ -120,8 +130,8 @@ port-free:
 
 # .venv/made-for: the Python and the directory; another of either, and it is made afresh.
 # .venv/has-EXTRA: that extra of setup.cfg is installed; an edited setup.cfg is newer.
-# dev holds test, which holds bench, which holds examples.
-venv-examples venv-bench venv-test venv-dev: venv-%:
+# dev and servers hold test, which holds bench, which holds examples.
+venv-examples venv-bench venv-test venv-servers venv-dev: venv-%:
 	@set -e; \
 	command -v '$(PYTHON)' >/dev/null || { \
 	    echo "no $(PYTHON) here: install Python 3.10 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -134,7 +144,7 @@ venv-examples venv-bench venv-test venv-dev: venv-%:
 	    echo "installing ubatch[$*] into .venv (a minute, once) ..."; \
 	    $(PY) -m pip install -qq --disable-pip-version-check --no-input --use-pep517 -e '.[$*]'; \
 	    case $* in \
-	        dev) touch .venv/has-examples .venv/has-bench .venv/has-test .venv/has-dev;; \
+	        dev|servers) touch .venv/has-examples .venv/has-bench .venv/has-test .venv/has-$*;; \
 	        test) touch .venv/has-examples .venv/has-bench .venv/has-test;; \
 	        bench) touch .venv/has-examples .venv/has-bench;; \
 	        *) touch .venv/has-$*;; \

@@ -17,13 +17,14 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import gevent
 import pytest
 from gevent import monkey
 
@@ -36,6 +37,13 @@ once = pytest.mark.skipif(
     reason="runs in a child, which is the same on both legs; the plain one has run it",
 )
 """Marks tests that need not run again in the patched leg."""
+
+
+def not_on_libuv(reason: str) -> pytest.MarkDecorator:
+    """Return a mark for what gevent on libuv, or a server there, cannot do."""
+    libuv = gevent.config.loop.__module__.startswith("gevent.libuv")
+    return pytest.mark.skipif(libuv, reason=f"on libuv {reason}")
+
 
 START = """
 
@@ -123,7 +131,62 @@ class Answer(NamedTuple):
     body: Any
 
 
-class Server:
+class Command:
+    """A command that runs in a child until its block ends, with a log of its own."""
+
+    def __init__(
+        self, command: list[str], log: Path, *, fds: Sequence[int] = (), **env: str
+    ) -> None:
+        self._log = log
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        """What the command has printed so far."""
+        return self._log.read_text()
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _kill_group(self._process, signal.SIGKILL)
+        self._process.wait()
+        if error is not None:
+            print(self.log)
+
+    def until(self, happened: Callable[[], Any]) -> None:
+        """Wait until something can be seen to have happened."""
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert self._process.poll() is None, f"the command ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"it never happened:\n{self.log}"
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process."""
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end; return the exit code."""
+        return self._process.wait(PATIENCE)
+
+
+class Server(Command):
     """A server in a child, on a port of its own.
 
     It inherits a socket that listens already, so no request comes too early and
@@ -133,26 +196,11 @@ class Server:
     def __init__(
         self, command: Callable[[int], list[str]], log: Path, **env: str
     ) -> None:
-        self._log = log
         self._pool = ThreadPoolExecutor(128)  # starts threads as they are needed
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port: int = listener.getsockname()[1]
-        with listener, log.open("w") as stderr:
-            self._process = subprocess.Popen(
-                command(listener.fileno()),
-                cwd=ROOT,
-                env=environment(**env),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,
-            )
-
-    @property
-    def log(self) -> str:
-        """What the server has printed so far."""
-        return self._log.read_text()
+        with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+            self.port: int = listener.getsockname()[1]
+            fd = listener.fileno()
+            super().__init__(command(fd), log, fds=[fd], **env)
 
     def __enter__(self) -> Server:
         try:
@@ -169,11 +217,8 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _kill_group(self._process, signal.SIGKILL)  # first: it ends all requests
-        self._process.wait()
+        super().__exit__(kind, error, traceback)  # first: it ends all requests
         self._pool.shutdown()
-        if error is not None:
-            print(self.log)
 
     def get(self, path: str) -> Answer:
         """Send one request on a new connection."""
@@ -187,22 +232,6 @@ class Server:
     def run(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         """Have a thread of the test do something, which ends with the server."""
         return self._pool.submit(work, *args)
-
-    def until(self, happened: Callable[[], Any]) -> None:
-        """Wait until something can be seen to have happened."""
-        deadline = time.monotonic() + PATIENCE
-        while not happened():
-            assert self._process.poll() is None, f"the server died:\n{self.log}"
-            assert time.monotonic() < deadline, f"it never happened:\n{self.log}"
-            time.sleep(0.01)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the server's main process."""
-        self._process.send_signal(number)
-
-    def end(self) -> int:
-        """Wait for the server's end; return its exit code."""
-        return self._process.wait(PATIENCE)
 
 
 class Client:
@@ -280,10 +309,16 @@ class FileGate:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a child: ours, without what would change the result."""
-    ours = ("UBATCH_", "GEVENT_", "GUNICORN_", "PYTHON", "WEB_CONCURRENCY")
-    kept = {name: value for name, value in os.environ.items() if name[:4] != "GATE"}
-    kept = {name: value for name, value in kept.items() if not name.startswith(ours)}
+    """Return the environment of a child: ours, without what would change the result.
+
+    GEVENT_LOOP stays: who sets it wants the whole suite on that loop.
+    """
+    ours = ("UBATCH_", "GEVENT_", "GUNICORN_", "PYTHON", "WEB_CONCURRENCY", "GATE")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "GEVENT_LOOP" or not name.startswith(ours)
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **changes}
 
 

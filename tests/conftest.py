@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from platform import python_version
 
 import gevent
+import greenlet
 import pytest
 from gevent import monkey
 from gevent.hub import Hub
@@ -22,6 +24,14 @@ PATCHED = bool(monkey.is_module_patched("threading"))
 """This leg runs under ``python -m gevent.monkey``; native threads are not offered."""
 
 BACKENDS = ["gevent"] if PATCHED else ["gevent", "thread"]
+
+VERSIONS = {
+    "Python": python_version(),
+    "gevent": gevent.__version__,
+    "greenlet": greenlet.__version__,
+    "loop": gevent.config.loop.__module__.split(".")[1],
+    "leg": "patched" if PATCHED else "plain",
+}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,6 +58,18 @@ def threads() -> World:
     if PATCHED:
         pytest.skip("native threads are not offered where threading is patched")
     return World("thread")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_runs(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Write into the report of ``--junitxml`` what ran; .ci/table.py reads it."""
+    for name, value in VERSIONS.items():
+        record_testsuite_property(name, value)
+
+
+def pytest_report_header() -> str:
+    """Say what runs."""
+    return ", ".join(f"{name} {value}" for name, value in VERSIONS.items())
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 from ubatch.backends.native import allocate_lock, start_thread
 
@@ -37,7 +38,7 @@ class HubGate:
     """Holds greenlets until it is opened."""
 
     def __init__(self) -> None:
-        self._event = gevent.event.Event()
+        self._event = Event()
 
     def open(self) -> None:
         self._event.set()

@@ -344,8 +344,11 @@ def test_threads_refuse_an_executor_that_needs_a_hub(
     pool = ThreadPool(1)
     option = pool if executor == "pool" else executor
     ub = UBatch(1, 0.0, handler=Recorder(), backend="thread", executor=option)
-    with pytest.raises(BackendError, match="needs the gevent backend"):
-        ub.start().ubatch(1)
+    try:
+        with pytest.raises(BackendError, match="needs the gevent backend"):
+            ub.start().ubatch(1)
+    finally:
+        pool.kill()  # on libuv, one that is just dropped corrupts memory
 
 
 def test_threads_run_the_handler_on_a_worker_thread(threads: World) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.children import Program, once, run
+from tests.children import Program, not_on_libuv, once, run
 
 pytestmark = once
 
@@ -531,6 +531,12 @@ def hub_destroyed(leg: str, destroy_loop: bool) -> list[str]:
     return ends
 
 
+hubs_are_destroyed_at_once = not_on_libuv(
+    "gevent's hub.destroy() waits until all that is pending has ended"
+)
+
+
+@hubs_are_destroyed_at_once
 @pytest.mark.parametrize("destroy_loop", [True, False])
 @pytest.mark.parametrize("leg", HUBS)
 def test_a_new_hub_takes_over(leg: str, destroy_loop: bool) -> None:
@@ -645,7 +651,14 @@ def wait_for_a_lost_hub(end: str) -> list[str]:
     return ends
 
 
-@pytest.mark.parametrize("end", ["destroyed", "kept", "left"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("destroyed", marks=hubs_are_destroyed_at_once),
+        pytest.param("kept", marks=hubs_are_destroyed_at_once),
+        "left",
+    ],
+)
 def test_nobody_waits_for_a_lost_hub(end: str) -> None:
     """Native threads whose calls were on a hub that is gone get an error."""
     ended = Program(wait_for_a_lost_hub, end).end()

@@ -173,7 +173,7 @@ def test_start_and_stop_may_race_with_calls(world: World) -> None:
         while ended[0] < 8:
             ub.stop()
             ub.start()
-            gevent.sleep(0.0005) if world.is_gevent else None
+            gevent.sleep(0.001) if world.is_gevent else None
 
     callers = [world.spawn(call, n) for n in range(8)]
     stormer = world.spawn(storm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from configparser import ConfigParser
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ def every_snippet(snippets: list[str]) -> dict[str, Any]:
     titles = [gevent.spawn(shown["suspicious"].ubatch, t) for t in ("free!", "news")]
     gevent.joinall(titles, raise_error=True)
     statuses = []
+    import logging
+
     from ubatch import BackendError, DeadlineExceeded, QueueFull, Stopped
 
+    logging.disable()  # each answer is a warning
     for error in (QueueFull, Stopped, BackendError, DeadlineExceeded):
 
         def fail(error: Any = error) -> None:
@@ -116,3 +120,12 @@ def test_what_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"``(?:\$ )?make ([a-z-]+)", README)) <= targets
     assert environment()["PYTHONPATH"] == str(ROOT)
+
+
+def test_the_oldest_gevent_that_is_tested_is_the_oldest_allowed() -> None:
+    """make test-all installs the lower bounds that setup.cfg states."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    allowed = config["options"]["install_requires"].split()
+    tested = config["testenv"]["deps"].replace("gevent_oldest: ", "").split()
+    assert allowed == [one.replace("==", ">=").removesuffix(".*") for one in tested]

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from tests.children import Answer, Client, FileGate, Server, gunicorn, once, run
+from tests.children import (
+    Answer,
+    Client,
+    FileGate,
+    Server,
+    gunicorn,
+    not_on_libuv,
+    once,
+    run,
+)
 
 pytestmark = [once, pytest.mark.server]
 
@@ -58,6 +67,12 @@ def test_term_answers_those_who_wait_after_the_listener_is_gone(tmp_path: Path) 
     assert {200} == {answer.status for answer in answers}
 
 
+gunicorn_drops_nothing = not_on_libuv(
+    "a gunicorn worker that ends resets connections, of routes without ubatch too"
+)
+
+
+@gunicorn_drops_nothing
 @pytest.mark.parametrize("keep_alive", [False, True])
 def test_hup_fails_no_request(keep_alive: bool, tmp_path: Path) -> None:
     """While SIGHUP replaces the workers under load, every request is answered."""
@@ -72,6 +87,7 @@ def test_hup_fails_no_request(keep_alive: bool, tmp_path: Path) -> None:
     assert not seen.failures()
 
 
+@gunicorn_drops_nothing
 def test_recycling_workers_fails_no_request(tmp_path: Path) -> None:
     """With max_requests, workers come and go, and every request is answered."""
     options = *GEVENT, "-w", "2", "--max-requests", "100"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Forked:
         if self._pid:
             return
         signal.alarm(600)  # not inherited
+        _tell_gevent()
         try:
             answer = {"value": work()}
         except BaseException:
@@ -52,6 +54,21 @@ class Forked:
             answer = json.load(self._answer)
         assert "value" in answer, answer["error"]
         return answer["value"]
+
+
+def _tell_gevent() -> None:
+    """Tell gevent of a fork that it has not seen, where its loop does not notice.
+
+    libev does, and nothing may be needed there; libuv goes on in the parent's epoll
+    instance until it is told. A patched ``os.fork()`` has told it.
+    """
+    if "gevent" not in sys.modules:
+        return
+    from gevent import config, monkey, reinit
+
+    told = monkey.is_object_patched("os", "fork")
+    if not told and config.loop.__module__.startswith("gevent.libuv"):
+        reinit()
 
 
 class Record:
@@ -73,8 +90,6 @@ class Record:
 
 def native_threads(world: World, calls: list[Callable[[], Any]]) -> list[Any]:
     """Run each in a native thread, while the hub runs; return their results."""
-    import sys
-
     monkey = sys.modules.get("gevent.monkey")
     start = monkey.get_original("_thread", "start_new_thread") if monkey else None
     if start is None:
