@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from gevent.threadpool import ThreadPool
 from greenlet import greenlet
 from hypothesis import strategies as st
@@ -167,13 +168,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), keep=st.booleans(), afar=ODDS)
     def map(self, count: int, keep: bool, afar: bool) -> None:
-        model, free = self.model, self.model.has_free_worker()
-        one_by_one = free and self.backend == "thread" and model.linger != "full"
-        if free and (
-            model.broken or (self.backend == "thread" and model.is_full(count))
-        ):
-            return  # which of them come too late is not foreseeable
         items = [self.item() for _ in range(count)]
+        model, free = self.model, self.model.has_free_worker()
+        if free and model.broken:
+            return  # how many it takes at once is not foreseeable, ...
+        if free and self.backend == "thread" and model.is_full(count):
+            return  # ... nor how many come too late
+        one_by_one = free and self.backend == "thread" and model.linger != "full"
         caller = self.spawn(afar, lambda: self.ub.map(items, return_exceptions=keep))
         if model.life.closed:
             self.refused(caller, Stopped)
@@ -533,9 +534,11 @@ class Machine(RuleBasedStateMachine):
     def finish(self) -> None:
         """Stop, let all handlers end, and look for what is left."""
         try:
+            self.answer_all()
+            if not self.model.pending():
+                self.until_gone(self.objects)
             self.stop(patient=True, afar=False)
-            while self.held:
-                self.answer(0, "results", {0})
+            self.answer_all()
             assert not self.watched, self.watched
             assert (0, 0) == (self.model.pending(), self.model.running())
         except BaseException:
@@ -554,26 +557,38 @@ class Machine(RuleBasedStateMachine):
             self.pool = None
             del self.model, self.ub, self.calls
             del self.watched, self.entered, self.held
-        self.until_gone()
+        self.until_gone(self.left)
 
-    def until_gone(self) -> None:
-        """Wait until no thread, greenlet, file or object of the batcher is left."""
+    def answer_all(self) -> None:
+        while self.held:
+            self.answer(0, "results", {0})
+
+    def until_gone(self, look: Callable[[], list[str]]) -> None:
+        """Wait until nothing is left of what can be seen."""
         deadline = time.monotonic() + PATIENCE
-        while left := self.left():
+        while left := look():
             assert time.monotonic() < deadline, f"left behind: {left}"
             gevent.sleep(0.001)
 
+    def objects(self) -> list[str]:
+        """Return what an idle batcher should not hold.
+
+        By name: a list of the things themselves would keep them alive.
+        """
+        gc.collect()
+        kinds = (RealBatch, Future, ParkedThread, Answer, Item)
+        return [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
+
     def left(self) -> list[str]:
-        """Return what is left, by name: a list of the things would keep them alive."""
+        """Return what a batcher should not leave behind, by name."""
         threads = set(sys._current_frames()) - self.threads_before
         files = open_files() - self.files_before
         if threads or files:
             return [f"threads {threads}", f"files {files}"]
-        gc.collect()
-        kinds = (RealBatch, Collector, Future, ParkedThread, Answer, Item)
-        left = [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
+        left = self.objects()
         for one in gc.get_objects():
-            if isinstance(one, greenlet) and one:  # it has begun, and not ended
+            begun = isinstance(one, greenlet) and bool(one)  # and not ended
+            if begun or isinstance(one, Collector):
                 left.append(repr(one))
         return left
 
@@ -606,7 +621,7 @@ class Machine(RuleBasedStateMachine):
                 return call()
             finally:
                 if not native and self.backend == "gevent":
-                    gevent.sleep(0)  # an error, if it is told again
+                    Event().wait(0.0005)  # an error, if it is told again
 
         caller = (NativeCaller if native else self.world.spawn)(begin)
         self.world.until(lambda: begun)

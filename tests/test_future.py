@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import gevent
@@ -116,3 +117,19 @@ def test_a_future_nobody_keeps_still_runs(world: World) -> None:
         ub.submit(1)
         world.until(lambda: handler.batches)
     assert [[1]] == handler.batches
+
+
+def test_a_callback_that_has_run_keeps_no_result_alive(world: World) -> None:
+    """What runs callbacks holds nothing of the last one while it waits for more."""
+
+    class Result:
+        pass
+
+    told: list[bool] = []
+    with UBatch(1, 0.0, handler=lambda _: [Result()], backend=world.backend) as ub:
+        future = ub.submit(1)
+        future.add_done_callback(lambda _: told.append(True))
+        alive = weakref.ref(future.result(30))
+        world.until(lambda: told)
+        del future
+        world.until(lambda: alive() is None)

@@ -114,6 +114,7 @@ class ThreadBackend:
     def _run_callbacks(self) -> None:
         while (fn := self._callbacks.get()) is not None:
             fn()
+            del fn  # with its future, and all that holds
 
     def close(self) -> None:
         self._callbacks.put(None)
