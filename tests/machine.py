@@ -172,8 +172,8 @@ class Machine(RuleBasedStateMachine):
         model, free = self.model, self.model.has_free_worker()
         if free and model.broken:
             return  # how many it takes at once is not foreseeable, ...
-        if free and self.backend == "thread" and model.is_full(count):
-            return  # ... nor how many come too late
+        if free and (afar or self.backend == "thread") and model.is_full(count):
+            return  # ... nor which of them run before the last one comes too late
         one_by_one = free and self.backend == "thread" and model.linger != "full"
         caller = self.spawn(afar, lambda: self.ub.map(items, return_exceptions=keep))
         if model.life.closed:
