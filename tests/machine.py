@@ -471,11 +471,13 @@ class Machine(RuleBasedStateMachine):
                 assert one.is_due(), f"too early: {one}"
             elif one.is_due():
                 return False
-        seen = self.ub.stats()
+        seen, collector = self.ub.stats(), self.ub._life.collector
         self.notice()
+        busy = len(collector.running_batches()) if collector else 0
         return (
             (seen.batches_total == self.seen + self.unseen or self.model.broken)
             and self.model.is_at_rest()
+            and busy == len(self.model.life.running)
             and (seen.pending, seen.running)
             == (self.model.pending(), self.model.running())
         )
@@ -536,7 +538,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.answer_all()
             if not self.model.pending():
-                self.until_gone(self.objects)
+                self.until_gone(lambda: objects(Answer, Item))
             self.stop(patient=True, afar=False)
             self.answer_all()
             assert not self.watched, self.watched
@@ -570,22 +572,13 @@ class Machine(RuleBasedStateMachine):
             assert time.monotonic() < deadline, f"left behind: {left}"
             gevent.sleep(0.001)
 
-    def objects(self) -> list[str]:
-        """Return what an idle batcher should not hold.
-
-        By name: a list of the things themselves would keep them alive.
-        """
-        gc.collect()
-        kinds = (RealBatch, Future, ParkedThread, Answer, Item)
-        return [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
-
     def left(self) -> list[str]:
         """Return what a batcher should not leave behind, by name."""
         threads = set(sys._current_frames()) - self.threads_before
         files = open_files() - self.files_before
         if threads or files:
             return [f"threads {threads}", f"files {files}"]
-        left = self.objects()
+        left = objects(RealBatch, Future, ParkedThread, Answer, Item)
         for one in gc.get_objects():
             begun = isinstance(one, greenlet) and bool(one)  # and not ended
             if begun or isinstance(one, Collector):
@@ -630,6 +623,12 @@ class Machine(RuleBasedStateMachine):
 
 def map_items(count: int) -> list[Item]:
     return [Item(number) for number in range(count)]
+
+
+def objects(*kinds: type) -> list[str]:
+    """Return what is left, by name: a list of the things would keep them alive."""
+    gc.collect()
+    return [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
 
 
 def open_files() -> set[str]:
