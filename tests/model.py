@@ -52,6 +52,7 @@ class Call:
         self.shape = shape
         self.batch: Batch | None = None  # None while it is not known which
         self.end: End | None = None
+        self.unless_it_runs = False  # it has ended so, unless a worker was faster
 
     def __repr__(self) -> str:
         return f"<call {self.number} {self.shape}: {self.end or 'alive'}>"
@@ -171,6 +172,8 @@ class Model:
             self._join(call)
         for life in self.lives:
             for batch in life.waiting:
+                for call in batch.calls:
+                    call.unless_it_runs = False
                 batch.calls = batch.alive()
             life.waiting = [batch for batch in life.waiting if batch.calls]
 
@@ -199,6 +202,10 @@ class Model:
     def close(self, calls: list[Call]) -> Batch:
         """Check a batch that the handler was given, and take it to be running."""
         assert 0 < len(calls) <= self.max_size, f"a batch of {len(calls)}"
+        for call in calls:
+            if call.end is not None and call.unless_it_runs:
+                self.counts[call.end.counter] -= 1
+                call.end, call.unless_it_runs = None, False
         batch = calls[0].batch
         if batch is None:
             batch = self._arrived(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -215,6 +216,28 @@ def test_an_early_alarm_is_followed_by_another(world: World) -> None:
         caller.result()
     handler.gate.open()
     first.result()
+    ub.stop()
+
+
+@pytest.mark.concurrency
+def test_an_idle_strand_holds_nothing_of_a_call_that_it_gave_up(world: World) -> None:
+    """Who forgets a future that expired frees it, and its batch with it."""
+    ub, handler, first = held(world)
+    future = ub.with_options(deadline=0.01).submit(1)
+    collector: Any = ub._collector
+    collector.deadlines._alarm.clear()  # so that the strand finds it, not the alarm
+    end = time.monotonic() + 0.01
+    world.until(lambda: time.monotonic() > end)
+    handler.gate.open()
+    assert "0" == first.result()
+    world.until(future.done)
+    del future
+
+    def freed() -> bool:
+        gc.collect()
+        return not any(isinstance(one, Future) for one in gc.get_objects())
+
+    world.until(freed)
     ub.stop()
 
 

@@ -178,6 +178,7 @@ class Mapped(Watched):
             batch = call.batch
             if call.end is None and (batch is None or batch in batch.life.waiting):
                 model.finish(call, CANCELLED)
+                call.unless_it_runs = True
 
     def check(self) -> None:
         error, failed = self.caller.error, self.failed()

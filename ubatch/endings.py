@@ -57,12 +57,12 @@ class Endings:
         for batch in batches:
             self.settle(batch, Outcome(None, Failure(error), 0.0))
 
-    def tell(self, ended: Ended) -> None:
+    def tell(self, *ended: Ended) -> None:
         """Tell who waits for calls that have ended; runs no user's code."""
-        told, futures, gone = ended
-        self._collector.backend.tell(told, gone)
-        for future in futures:
-            future._notify()
+        for told, futures, gone in ended:
+            self._collector.backend.tell(told, gone)
+            for future in futures:
+                future._notify()
 
     def leave(self, batch: Batch, caller: Caller) -> None:
         """Give a call up on behalf of a caller that goes away."""
@@ -109,10 +109,9 @@ class Endings:
             return
         with self._lock:
             collector.deadlines.rang()
-            given_up = self.give_up_due(monotonic())
+            late = self.give_up_due(monotonic())
             end = collector.life.closed and not collector.strands.at_work
-        for ended in given_up:
-            self.tell(ended)
+        self.tell(*late)
         if end:
             collector.end()
 

@@ -165,11 +165,12 @@ class Strands:
                 self._turn()
             with self._lock:
                 now = monotonic()
-                given_up = collector.endings.give_up_due(now)
+                late = collector.endings.give_up_due(now)
                 batch, look_again = self._close_one(now, hand)
                 end = collector.life.closed and not waiting
-            for ended in given_up:
-                collector.endings.tell(ended)
+            if late:
+                collector.endings.tell(*late)
+                late = []  # while it waits, a strand holds nothing of any call
             if batch is not None or end:
                 return batch
             if look_again == TURN:
