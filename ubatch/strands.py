@@ -7,6 +7,7 @@ hands its outcome back; there is one for each worker.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -94,7 +95,7 @@ class Strands:
             coming: A batch will wait as soon as this returns.
 
         Raises:
-            BackendError: There is no strand, and none can be started.
+            BackendError: None is at work, and none can be started.
         """
         collector = self._collector
         replaced = min(len(self.stuck), self._workers)
@@ -110,7 +111,7 @@ class Strands:
                 partial(self._work, hand), partial(self._ended, hand)
             )
         except RuntimeError as error:
-            if not self.hired:
+            if not self.at_work:
                 name = collector.name
                 raise BackendError(f"{name}: cannot start a worker") from error
             return  # those that are there go on
@@ -119,7 +120,8 @@ class Strands:
     def replace(self, batch: Batch) -> None:
         """Go on without the strand of a batch whose handler does not return."""
         self.stuck.add(batch)
-        self.hire_if_short()
+        with suppress(BackendError):  # see give_up_due(): then nobody is at work
+            self.hire_if_short()
 
     # What a strand does.
 
