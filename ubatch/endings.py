@@ -110,7 +110,11 @@ class Endings:
         with self._lock:
             collector.deadlines.rang()
             given_up = self.give_up_due(monotonic())
-            end = collector.life.closed and not collector.strands.at_work
+            # Race (stopping): 1. stop() closes the life, which was never started; 2.
+            #       the alarm rings for one of those who wait; 3. stop() looks whether
+            #       all has ended, and has the others told if it has not.
+            idle = not collector.waiting and not collector.strands.at_work
+            end = collector.life.closed and idle
         for ended in given_up:
             self.tell(ended)
         if end:
