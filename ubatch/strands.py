@@ -74,9 +74,14 @@ class Strands:
         return self.hired - len(self.stuck)
 
     @property
+    def places(self) -> int:
+        """How many strands may be at work."""
+        return min(self._workers, 2 * self._workers - len(self.stuck))
+
+    @property
     def all_stuck(self) -> bool:
         """Every worker is stuck, and so are those that replaced them."""
-        return len(self.stuck) >= 2 * self._workers
+        return self.places <= 0
 
     def look(self) -> None:
         """Have a free strand look at what waits, now."""
@@ -98,8 +103,7 @@ class Strands:
             BackendError: None is at work, and none can be started.
         """
         collector = self._collector
-        replaced = min(len(self.stuck), self._workers)
-        if not len(self.running) == self.hired < self._workers + replaced:
+        if len(self.running) < self.hired or self.at_work >= self.places:
             return
         if not collector.life.started:
             return
