@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 
 from tests.children import once, run
 from tests.fakes import Gate, HubGate, Recorder, World
@@ -176,6 +178,26 @@ def test_stop_does_not_wait_for_what_is_stuck(world: World) -> None:
     ub.stop()
     handler.gate.open()
     world.until(lambda: not ub.stats().stuck)
+
+
+@pytest.mark.concurrency
+def test_nothing_polls_for_the_end_of_what_is_stuck(
+    hub: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After stop() its thread is let go when it returns, and not looked for before."""
+    killed: list[Any] = []
+    monkeypatch.setattr(ThreadPool, "kill", lambda pool: killed.append(pool))
+    ub, handler = sticky(hub)
+    with pytest.raises(DeadlineExceeded):
+        ub.ubatch("stuck")
+    ub.stop()
+    gevent.sleep()
+    assert not killed
+    handler.gate.open()
+    hub.until(lambda: killed)
+    monkeypatch.undo()
+    killed[0].kill()
+    assert 1 == len(killed) and 0 == ub.stats().stuck
 
 
 @pytest.mark.concurrency
