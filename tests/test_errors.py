@@ -59,6 +59,20 @@ def test_the_handlers_error_keeps_its_class(world: World, executor: Any) -> None
     assert "why" == str(caught.value.__cause__)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take no notes")
+def test_a_note_that_one_caller_adds_is_not_shown_to_another(world: World) -> None:
+    """Each has the notes of the handler, and a list of its own for more."""
+    error = ValueError("bad")
+    error.add_note("by the handler")
+    with UBatch(2, 0.0, handler=raising(error), backend=world.backend) as ub:
+        calls = [ub.submit(n) for n in range(2)]
+        mine, other = (call.exception(20) for call in calls)
+    assert mine is not None and other is not None
+    mine.add_note("request 1")
+    assert ["by the handler", "request 1"] == mine.__notes__
+    assert ["by the handler"] == other.__notes__ == error.__notes__
+
+
 @pytest.mark.concurrency
 def test_a_thousand_callers_of_one_failed_batch(
     world: World, caplog: pytest.LogCaptureFixture

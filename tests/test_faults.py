@@ -481,6 +481,32 @@ def test_no_more_threads_is_an_error_of_the_call_that_needed_one(
         assert 2 == ub.ubatch(2)
 
 
+@pytest.mark.concurrency
+def test_a_callback_that_no_thread_can_be_had_for_costs_nobody_an_answer(
+    threads: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other futures of the batch are told; the callback runs when there are threads."""
+
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    called: list[int] = []
+    gate = threads.gate()
+    with UBatch(9, 0.0, handler=Gated(gate, int), backend="thread") as ub:
+        ub.submit(0)
+        threads.until(lambda: ub.stats().running)
+        calls = [ub.submit(n) for n in (1, 2)]
+        calls[0].add_done_callback(lambda call: called.append(call.result()))
+        with monkeypatch.context() as patch:
+            waiter = threads.spawn(calls[1].result)
+            threads.until(lambda: calls[1]._links)
+            patch.setattr(_thread, "start_new_thread", refuse)
+            gate.open()
+            assert 2 == waiter.result()
+            assert not called
+    threads.until(lambda: called == [1])
+
+
 def test_a_greenlet_is_refused_by_a_batcher_of_threads(threads: World) -> None:
     """It would stall its hub; the error says how to say "gevent"."""
     with UBatch(1, 0.0, handler=same, backend="thread") as ub:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import World
-from ubatch import UBatch, UBatchError
+from ubatch import DeadlineExceeded, UBatch, UBatchError
 
 EXECUTORS = ["threadpool", "inline"]
 
@@ -162,3 +162,27 @@ def test_a_callback_that_calls_its_own_batcher_never_hangs(world: World) -> None
         ub.submit(1).add_done_callback(callback)
         world.until(lambda: ends)
     assert ends == [2] or isinstance(ends[0], UBatchError)
+
+
+@pytest.mark.concurrency
+def test_a_stuck_handler_is_no_worker_to_wait_for(world: World) -> None:
+    """Beside one, a handler that waits for itself is refused at once, as ever."""
+    gate = world.gate()
+
+    def handler(items: list[str]) -> list[str]:
+        if items == ["stuck"]:
+            gate.wait()
+        if items == ["outer"]:
+            return [ub.ubatch("inner")]
+        return items
+
+    ub: UBatch[str, str] = UBatch(
+        1, 0.0, handler=handler, backend=world.backend, handler_timeout=0.5
+    )
+    with ub:
+        with pytest.raises(DeadlineExceeded):
+            ub.ubatch("stuck")
+        with pytest.raises(UBatchError, match="cannot come before it returns"):
+            ub.ubatch("outer")
+        gate.open()
+        world.until(lambda: not ub.stats().stuck)

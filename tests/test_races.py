@@ -249,6 +249,17 @@ def test_race_given_up(world: World) -> None:
     ub.stop()
 
 
+def test_race_stopping(world: World) -> None:
+    """An alarm that rings while stop() begins leaves it all the calls that wait."""
+    ub: UBatch[int, int] = UBatch(9, 0.0, handler=list, backend=world.backend)
+    late, waits = ub.with_options(deadline=0.02).submit(1), ub.submit(2)
+    ub._life.closed = True  # as stop() begins, and before it looks for the collector
+    assert isinstance(late.exception(20), DeadlineExceeded)
+    world.until(lambda: ub.stats().expired_total)
+    ub.stop()
+    assert isinstance(waits.exception(20), Stopped)
+
+
 class SaysNo(deque[Any]):
     """A deque that has something done after it has been found empty."""
 

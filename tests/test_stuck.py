@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 
 from tests.children import once, run
 from tests.fakes import Gate, HubGate, Recorder, World
 from ubatch import BackendError, DeadlineExceeded, Stopped, UBatch
+from ubatch.backends import thread
 
 LIMIT = 0.03
 
@@ -101,6 +105,46 @@ def test_replacements_are_bounded_and_then_nobody_waits_in_vain(
     assert ["in vain"] not in handler.batches
 
 
+def no_thread(_: Callable[[], None]) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.concurrency
+def test_without_a_thread_to_log_it_callers_of_a_stuck_handler_are_answered(
+    threads: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stuck handlers use threads up; nobody's answer, nor the alarm, hangs on one."""
+    ub, handler = sticky(threads, workers=2)
+    stuck = [ub.submit("stuck")]
+    threads.until(lambda: handler.batches)
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "start_thread", no_thread)
+        assert isinstance(stuck[0].exception(20), DeadlineExceeded)
+    stuck.append(ub.submit("stuck"))
+    assert isinstance(stuck[1].exception(20), DeadlineExceeded)
+    end(threads, ub, handler)
+
+
+@pytest.mark.concurrency
+def test_if_no_worker_is_to_be_had_beside_the_stuck_nobody_waits_for_one(
+    threads: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits, and who comes, is told; later ones are served if there are threads."""
+    ub, handler = sticky(threads, handler_timeout=0.3)
+    ub.submit("stuck")
+    threads.until(lambda: handler.batches)
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "start_thread", no_thread)
+        waiting = ub.submit("waiting")
+        assert isinstance(waiting.exception(20), BackendError)
+        with pytest.raises(BackendError, match="cannot start a worker"):
+            ub.submit("new")
+    assert (0, 0) == (ub.stats().pending, ub.stats().running)
+    assert "later" == ub.ubatch("later")
+    end(threads, ub, handler)
+    assert ["waiting"] not in handler.batches
+
+
 @pytest.mark.concurrency
 def test_replaced_workers_leave_when_they_return(world: World) -> None:
     """No more than the workers run at once afterwards."""
@@ -134,6 +178,26 @@ def test_stop_does_not_wait_for_what_is_stuck(world: World) -> None:
     ub.stop()
     handler.gate.open()
     world.until(lambda: not ub.stats().stuck)
+
+
+@pytest.mark.concurrency
+def test_nothing_polls_for_the_end_of_what_is_stuck(
+    hub: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After stop() its thread is let go when it returns, and not looked for before."""
+    killed: list[Any] = []
+    monkeypatch.setattr(ThreadPool, "kill", lambda pool: killed.append(pool))
+    ub, handler = sticky(hub)
+    with pytest.raises(DeadlineExceeded):
+        ub.ubatch("stuck")
+    ub.stop()
+    gevent.sleep()
+    assert not killed
+    handler.gate.open()
+    hub.until(lambda: killed)
+    monkeypatch.undo()
+    killed[0].kill()
+    assert 1 == len(killed) and 0 == ub.stats().stuck
 
 
 @pytest.mark.concurrency

@@ -204,8 +204,12 @@ class Collector:
         return self.epoch is not process.epoch
 
     def running_batches(self) -> list[Batch]:
-        """Return the batches that hold a worker now."""
-        return list(self.strands.running)
+        """Return the batches that hold a worker now; a stuck one's was replaced."""
+        return list(self.strands.running - self.strands.stuck)
+
+    def free_worker(self) -> bool:
+        """Tell whether one more batch could run now."""
+        return len(self.running_batches()) < self.strands.places
 
     def executor_name(self) -> str:
         """Return what runs the handler, for people."""

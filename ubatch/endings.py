@@ -96,7 +96,7 @@ class Endings:
         calls, stuck = collector.deadlines.due(now)
         ended = [self._expire(batch, callers, now) for batch, callers in calls]
         ended += [self._give_up(batch) for batch in stuck]
-        if collector.strands.all_stuck:
+        if stuck and not collector.strands.at_work:  # nor can be: see replace()
             nobody = Outcome(None, Failure(self.stuck()), 0.0)
             left = collector.waiting.take_all()
             ended += [self._settle(batch, nobody) for batch in left]
@@ -110,7 +110,11 @@ class Endings:
         with self._lock:
             collector.deadlines.rang()
             late = self.give_up_due(monotonic())
-            end = collector.life.closed and not collector.strands.at_work
+            # Race (stopping): 1. stop() closes the life, which was never started; 2.
+            #       the alarm rings for one of those who wait; 3. stop() looks whether
+            #       all has ended, and has the others told if it has not.
+            idle = not collector.waiting and not collector.strands.at_work
+            end = collector.life.closed and idle
         self.tell(*late)
         if end:
             collector.end()
@@ -125,8 +129,8 @@ class Endings:
         """Return the error of calls that no worker will ever run."""
         return BackendError(
             f"{self._name}: every worker (workers={self._collector.workers}), and what "
-            "replaced it, is stuck in the handler past handler_timeout; restart this "
-            "process"
+            "could replace it, is stuck in the handler past handler_timeout; restart "
+            "this process"
         )
 
     def _expire(self, batch: Batch, callers: list[Caller], now: float) -> Ended:

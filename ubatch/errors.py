@@ -137,6 +137,9 @@ class Failure:
             mine.__cause__ = self.error.__cause__
             mine.__context__ = self.error.__context__
             mine.__suppress_context__ = self.error.__suppress_context__
+            notes = mine.__dict__.get("__notes__")
+            if type(notes) is list:  # or what one caller adds, all of them show
+                mine.__dict__["__notes__"] = notes[:]
         return mine.with_traceback(self._traceback)
 
 

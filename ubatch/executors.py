@@ -206,9 +206,16 @@ class PoolExecutor:
         self.name = name
         self._pool = pool
         self._owned = owned
+        self._closed = False
+        self._running = 0
 
     def run(self, batch: Batch) -> Outcome:
-        outcome: Outcome | None = self._pool.spawn(attempt, batch).get()
+        self._running += 1
+        try:
+            outcome: Outcome | None = self._pool.spawn(attempt, batch).get()
+        finally:
+            self._running -= 1
+            self._maybe_kill()
         assert outcome is not None  # attempt() returns, whatever happens
         return outcome
 
@@ -216,7 +223,12 @@ class PoolExecutor:
         pass
 
     def close(self) -> None:
-        if self._owned:
+        self._closed = True
+        self._maybe_kill()
+
+    def _maybe_kill(self) -> None:
+        """Let the threads go, once nothing runs there: until then that would poll."""
+        if self._owned and self._closed and not self._running:
             from gevent import spawn
 
             # In a greenlet: a hub callback, such as the end of the last strand, may

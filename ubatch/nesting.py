@@ -51,7 +51,7 @@ def _can_end(batch: Batch, blocked: set[Batch]) -> bool:
     blocked.add(batch)
     if batch.running:
         return batch.blocked_on is None or _can_end(batch.blocked_on, blocked)
-    running = batch.collector.running_batches()
-    if len(running) < batch.collector.workers:
+    if batch.collector.free_worker():
         return True
+    running = batch.collector.running_batches()
     return any(_can_end(other, blocked) for other in running)

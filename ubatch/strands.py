@@ -7,6 +7,7 @@ hands its outcome back; there is one for each worker.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -73,9 +74,14 @@ class Strands:
         return self.hired - len(self.stuck)
 
     @property
+    def places(self) -> int:
+        """How many strands may be at work."""
+        return min(self._workers, 2 * self._workers - len(self.stuck))
+
+    @property
     def all_stuck(self) -> bool:
         """Every worker is stuck, and so are those that replaced them."""
-        return len(self.stuck) >= 2 * self._workers
+        return self.places <= 0
 
     def look(self) -> None:
         """Have a free strand look at what waits, now."""
@@ -94,11 +100,10 @@ class Strands:
             coming: A batch will wait as soon as this returns.
 
         Raises:
-            BackendError: There is no strand, and none can be started.
+            BackendError: None is at work, and none can be started.
         """
         collector = self._collector
-        replaced = min(len(self.stuck), self._workers)
-        if not len(self.running) == self.hired < self._workers + replaced:
+        if len(self.running) < self.hired or self.at_work >= self.places:
             return
         if not collector.life.started:
             return
@@ -110,7 +115,7 @@ class Strands:
                 partial(self._work, hand), partial(self._ended, hand)
             )
         except RuntimeError as error:
-            if not self.hired:
+            if not self.at_work:
                 name = collector.name
                 raise BackendError(f"{name}: cannot start a worker") from error
             return  # those that are there go on
@@ -119,7 +124,8 @@ class Strands:
     def replace(self, batch: Batch) -> None:
         """Go on without the strand of a batch whose handler does not return."""
         self.stuck.add(batch)
-        self.hire_if_short()
+        with suppress(BackendError):  # see give_up_due(): then nobody is at work
+            self.hire_if_short()
 
     # What a strand does.
 

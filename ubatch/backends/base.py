@@ -104,7 +104,10 @@ class Backend(Protocol):
         """
 
     def defer(self, fn: Callable[[], object]) -> None:
-        """Run *fn*, which may block, outside the strands. Does not wait for it."""
+        """Run *fn*, which may block, outside the strands. Does not wait for it.
+
+        Does not raise: where no thread is to be had it runs later.
+        """
 
     def close(self) -> None:
         """Let go of what was made for defer()."""

@@ -104,10 +104,15 @@ class ThreadBackend:
 
     def defer(self, fn: Callable[[], object]) -> None:
         self._callbacks.put(fn)
+        self._start_callbacks()
+
+    def _start_callbacks(self) -> None:
         if self._starting.acquire(blocking=False):
             try:
                 start_thread(self._run_callbacks)
-            except BaseException:  # whoever comes next may try
+            except RuntimeError:  # no thread is to be had; whoever comes next may try
+                self._starting.release()
+            except BaseException:
                 self._starting.release()
                 raise
 
@@ -117,7 +122,10 @@ class ThreadBackend:
             del fn  # with its future, and all that holds
 
     def close(self) -> None:
+        left = not self._callbacks.empty()
         self._callbacks.put(None)
+        if left:  # perhaps since they have no thread yet
+            self._start_callbacks()
 
     def is_foreign(self) -> bool:
         return False
