@@ -7,6 +7,7 @@ each handler is held until a step lets it end. So the model knows what should be
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -109,6 +110,8 @@ class Machine(RuleBasedStateMachine):
         gevent.get_hub().threadpool  # makes it
         self.threads_before = set(sys._current_frames())
         self.files_before = open_files()
+        self.armed_before = gevent.get_hub().loop.activecnt  # timers, and the like
+        self.deaths = Deaths()
 
     @initialize(data=st.data())
     def first_batcher(self, data: Any) -> None:
@@ -434,6 +437,9 @@ class Machine(RuleBasedStateMachine):
                     answers = "stopped"
             elif model.life.started and ours and room:
                 answers = [one.number for one in ub.map(map_items(size))]
+            if ours or model.life.closed:
+                ub.stop()
+                assert "stopped" in repr(ub)
             counts = [before.calls_total, before.batches_total, before.pending]
             return [refused, counts, before.running, answers]
 
@@ -543,6 +549,7 @@ class Machine(RuleBasedStateMachine):
             self.answer_all()
             assert not self.watched, self.watched
             assert (0, 0) == (self.model.pending(), self.model.running())
+            assert [] == self.deaths.told
         except BaseException:
             self.world.spawn(self.ub.stop, 0.0)  # so that it ends, whatever is wrong
             raise
@@ -576,8 +583,9 @@ class Machine(RuleBasedStateMachine):
         """Return what a batcher should not leave behind, by name."""
         threads = set(sys._current_frames()) - self.threads_before
         files = open_files() - self.files_before
-        if threads or files:
-            return [f"threads {threads}", f"files {files}"]
+        armed = gevent.get_hub().loop.activecnt - self.armed_before
+        if threads or files or armed:
+            return [f"threads {threads}", f"files {files}", f"watchers {armed}"]
         left = objects(RealBatch, Future, ParkedThread, Answer, Item)
         for one in gc.get_objects():
             begun = isinstance(one, greenlet) and bool(one)  # and not ended
@@ -619,6 +627,19 @@ class Machine(RuleBasedStateMachine):
         caller = (NativeCaller if native else self.world.spawn)(begin)
         self.world.until(lambda: begun)
         return caller
+
+
+class Deaths(logging.Handler):
+    """What the log says of strands that died; nothing else is logged anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        logging.getLogger("ubatch").handlers = [self]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "died" in record.msg:
+            self.told.append(record.getMessage())
 
 
 def map_items(count: int) -> list[Item]:

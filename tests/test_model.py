@@ -17,7 +17,7 @@ EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 """How many runs `make model` wants; without it there are a few, always the same."""
 
 SETTINGS = settings(
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or 100,
     stateful_step_count=50 if EXAMPLES else 30,
     derandomize=not EXAMPLES,
     # What fails in the quick runs is shown as it came, before the time is up.
@@ -32,12 +32,13 @@ SETTINGS = settings(
 @pytest.fixture
 def _apart() -> Iterator[None]:
     """Keep all that is there already from being searched, and failures from the log."""
-    logging.disable(logging.CRITICAL)
+    logger = logging.getLogger("ubatch")
+    handlers, logger.propagate = logger.handlers, False
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
-    logging.disable(logging.NOTSET)
+    logger.handlers, logger.propagate = handlers, True
 
 
 @pytest.mark.concurrency
