@@ -71,10 +71,10 @@ def _handle(items: list[Item], takes: float) -> Any:
         _keep_the_interpreter(0.05)
     if "exit" in faults:
         raise SystemExit(3)
+    time.sleep(takes)
     for item in items:
         if item.fault == "poison":
             raise Poisoned(item.name)
-    time.sleep(takes)
     if "none" in faults:
         return None
     answers = [

@@ -39,13 +39,13 @@ class Kind(NamedTuple):
     hangs: float
     """The share of its requests that hang."""
     takes: float
-    """Seconds that its handler sleeps, if nothing is wrong."""
+    """Seconds that each run of its handler takes."""
 
 
 BATCHERS = {
     "pool": Kind(1, "isolate", 2.5, 0.0008, 0.003),
     # So slow that some cannot make their deadline.
-    "pair": Kind(2, "isolate", 2.5, 0.0008, 0.1),
+    "pair": Kind(2, "isolate", 2.5, 0.0008, 0.06),
     "hub": Kind(1, "isolate", 2.5, 0.0008, 0.003),
     # Stuck before the deadline, and so often that now and then all are.
     "shared": Kind(1, "fail", 0.6, 0.005, 0.003),
