@@ -85,14 +85,14 @@ def _handle(items: list[Item], takes: float) -> Any:
 
 
 def _options(name: str) -> dict[str, Any]:
-    workers, on_error, limit, _, _ = BATCHERS[name]
+    kind = BATCHERS[name]
     return {
         "handler": partial(handle, name),
         "name": name,
-        "workers": workers,
-        "on_error": on_error,
-        "handler_timeout": limit,
-        "max_pending": 24,
+        "workers": kind.workers,
+        "on_error": kind.on_error,
+        "handler_timeout": kind.limit,
+        "max_pending": kind.max_pending,
         "deadline": DEADLINE,
     }
 

@@ -20,7 +20,7 @@ from tests.chaos.plan import BATCHERS, DEADLINE, FATAL, GRACE, OWN_ERROR
 COLUMNS = {
     "right": "right: its own answer",
     "own": "right: an error, for its own fault",
-    "other": "failed with a reason: another's fault in its batch",
+    "other": "failed with a reason: another's fault, not isolated or a SystemExit",
     "vain": "failed with a reason: isolated in vain, all of the first runs failed",
     "503": "refused with a reason: 503, too many wait or the worker ends",
     "stuck": "refused with a reason: 503, every worker is stuck",

@@ -40,12 +40,13 @@ class Kind(NamedTuple):
     """The share of its requests that hang."""
     takes: float
     """Seconds that each run of its handler takes."""
+    max_pending: int = 24
 
 
 BATCHERS = {
     "pool": Kind(1, "isolate", 2.5, 0.0008, 0.003),
-    # So slow that some cannot make their deadline.
-    "pair": Kind(2, "isolate", 2.5, 0.0008, 0.06),
+    # So slow, and with so many that wait, that some cannot make their deadline.
+    "pair": Kind(2, "isolate", 2.5, 0.0008, 0.09, max_pending=64),
     "hub": Kind(1, "isolate", 2.5, 0.0008, 0.003),
     # Stuck before the deadline, and so often that now and then all are.
     "shared": Kind(1, "fail", 0.6, 0.005, 0.003),
