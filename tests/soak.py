@@ -1,9 +1,10 @@
 """Does anything grow while a batcher runs on and on?
 
 A child on gevent, then one on native threads, each for half of the minutes: callers
-call, and of their calls 5 % fail and 5 % are given up by the caller. Now and then all
-pause, and what there is then is counted. The table tells what a line through these
-counts says of the growth; the exit code, whether that is within noise.
+call, and of their calls 5 % fail and 5 % are given up by the caller; some spoil their
+batch, which is then run again in parts, and some hang for longer than a handler may.
+Now and then all pause, and what there is then is counted. The table tells what a line
+through these counts says of the growth; the exit code, whether that is within noise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ FLOORS = {
 
 A line through a few samples of memory has a slope; one object more or less is one.
 """
+
+EVENTS = {"reruns": "runs of parts of a batch", "stuck": "workers stuck, replaced"}
+"""What has to happen, or the run has shown nothing of it."""
 
 CALLS_PER_MINUTE = 100_000
 """A million in ten minutes, or the run has shown too little."""
@@ -92,6 +96,7 @@ class Run(NamedTuple):
             for what, floor in FLOORS.items()
             if not grown[what].within(floor)
         ]
+        bad += [f"{self.kind}: no {EVENTS[e]}" for e in EVENTS if not self.total(e)]
         if self.total("calls") < CALLS_PER_MINUTE * self.seconds / 60:
             bad.append(f"{self.kind}: too few calls: {self.total('calls')}")
         return bad
@@ -125,6 +130,10 @@ def _table(runs: list[Run]) -> str:
         rows.append([f"of them {end}"])
         for run in runs:
             rows[-1] += [f"{run.total(end) / run.total('calls'):.1%}", ""]
+    for what, title in EVENTS.items():
+        rows.append([title])
+        for run in runs:
+            rows[-1] += [f"{run.total(what):,}", ""]
     for what, floor in FLOORS.items():
         unit, digits = (MB, 1) if what == "rss" else (1.0, 0)
         rows.append(["RSS, MB" if what == "rss" else what])

@@ -21,7 +21,7 @@ import gevent
 import gevent.event
 import psutil
 
-from ubatch import DeadlineExceeded, Future, UBatch
+from ubatch import BackendError, DeadlineExceeded, Future, UBatch
 from ubatch.backends import BackendName
 from ubatch.batch import Batch
 
@@ -30,7 +30,8 @@ SHARES = {
     "fail": 0.05,
     "cancel": 0.08,  # of which some are answered before that
     "deadline": 0.03,
-    "spoil": 0.0005,  # fails all of its batch
+    "spoil": 0.0005,  # fails the run of all its batch
+    "hang": 0.0001,  # runs past the limit
     "map": 0.01,
     "callback": 0.01,
     "foreign": 0.002,
@@ -41,6 +42,9 @@ SHARES = {
 BRIEF = 0.0005
 """Seconds that an impatient caller waits: as long as a batch takes."""
 
+LIMIT, HANG = 0.2, 0.4
+"""The handler's limit in seconds, and how long it hangs when it does."""
+
 SLOWEST, QUICKEST = 3.0, 0.25
 """Seconds between two pauses, in a long run and in a short one."""
 
@@ -48,7 +52,11 @@ PATIENCE = 60.0
 
 
 class Failed(Exception):
-    """What a call that fails gets."""
+    """What a call that fails gets, and nobody else."""
+
+
+GIVEN_UP = (DeadlineExceeded, BackendError)
+"""What anybody may get: in the batch of one that hangs, or while all are stuck."""
 
 
 class Soak:
@@ -57,7 +65,13 @@ class Soak:
     def __init__(self, kind: BackendName, leak: bool) -> None:
         self._kind = kind
         self.batcher: UBatch[str, str | Failed] = UBatch(
-            32, 0.005, handler=self._handle, workers=2, backend=kind, name="soak"
+            *(32, 0.005),
+            handler=self._handle,
+            workers=2,
+            on_error="isolate",
+            handler_timeout=LIMIT,
+            backend=kind,
+            name="soak",
         ).start()
         self.resting: set[int] = set()
         self.go = threading.Event() if kind == "thread" else gevent.event.Event()
@@ -97,14 +111,19 @@ class Soak:
             way = random.choice(self._quit_early)
         try:
             answer = way(item)
-        except (Failed, DeadlineExceeded):
+        except Failed:
+            assert kind in ("fail", "spoil"), item
+            return
+        except GIVEN_UP as error:
+            _check_given_up(error)
             return
         assert answer in (None, item.upper()), (item, answer)
 
     def _handle(self, items: list[str]) -> list[str | Failed]:
         if self._leaked is not None:
             self._leaked += items
-        time.sleep(BRIEF)
+        hangs = any(item.startswith("hang") for item in items)
+        time.sleep(HANG if hangs else BRIEF)
         if any(item.startswith("spoil") for item in items):
             raise Failed("the batch")
         return [
@@ -139,7 +158,9 @@ class Soak:
         answers = gevent.get_hub().threadpool.apply(
             self.batcher.map, ([item],), {"return_exceptions": True}
         )
-        return None if isinstance(answers[0], Failed) else answers[0]
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
 
     def _in_a_life_of_its_own(self, item: str) -> Any:
         """Have a new batcher answer, and stop or forget it."""
@@ -155,7 +176,10 @@ class Soak:
         items = [f"{number} {item}" for number in range(3)]
         answers = self.batcher.map(items, return_exceptions=True)
         for asked, answer in zip(items, answers):
-            assert answer == asked.upper() or isinstance(answer, Failed), answer
+            if isinstance(answer, Exception):
+                _check_given_up(answer)
+            else:
+                assert answer == asked.upper(), (asked, answer)
 
     def _with_callback(self, item: str) -> Any:
         def called_back(_: Future[Any]) -> None:
@@ -166,12 +190,19 @@ class Soak:
         return future.result()
 
 
+def _check_given_up(error: Exception) -> None:
+    assert isinstance(error, GIVEN_UP), error
+    if isinstance(error, BackendError):
+        assert "is stuck in the handler" in str(error), error
+
+
 def run(kind: BackendName, seconds: float, leak: bool) -> None:
     """Let the callers call for so many seconds, and count in the pauses."""
     logging.getLogger("ubatch").addHandler(logging.NullHandler())
     logging.getLogger("ubatch").propagate = False
     soak = Soak(kind, leak)
     sleep = time.sleep if kind == "thread" else gevent.sleep
+    _use_all_workers(soak.batcher, sleep)
     callers: list[Any] = []
     for number in range(CALLERS):
         if kind == "thread":
@@ -194,11 +225,25 @@ def run(kind: BackendName, seconds: float, leak: bool) -> None:
     soak.batcher.stop(PATIENCE)
 
 
+def _use_all_workers(
+    batcher: UBatch[str, str | Failed], sleep: Callable[[float], object]
+) -> None:
+    """Have both workers hang, and those that replace them: all their threads are."""
+    hanging: list[Future[Any]] = []
+    for number in range(4):
+        hanging.append(batcher.submit(f"hang {number}"))
+        while batcher.stats().pending:
+            sleep(0.005)
+    for future in hanging:
+        assert isinstance(future.exception(), GIVEN_UP)
+
+
 def _wait_for_rest(soak: Soak, sleep: Callable[[float], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         seen = soak.batcher.stats()
-        if len(soak.resting) == CALLERS and not seen.pending and not seen.running:
+        idle = not (seen.pending or seen.running or seen.stuck)
+        if len(soak.resting) == CALLERS and idle:
             break
         assert (
             time.monotonic() < deadline
@@ -217,6 +262,8 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
         "failed": seen.failures_total,
         "cancelled": seen.cancelled_total,
         "expired": seen.expired_total,
+        "reruns": seen.reruns_total,
+        "stuck": seen.stuck_total,
         "rss": process.memory_info().rss,
         "fds": process.num_fds(),
         "threads": process.num_threads(),

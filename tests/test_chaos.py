@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests.chaos.batches import Batches
 from tests.chaos.client import Request
-from tests.chaos.journal import Begun
+from tests.chaos.journal import Begun, Run
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import bursts
-from tests.chaos.plan import DEADLINE, GRACE, answer_to
+from tests.chaos.plan import BATCHERS, DEADLINE, GRACE, HANG, answer_to
 from tests.children import PATIENCE, ROOT, environment, once
 from tests.soak import line_through
 
@@ -63,15 +64,42 @@ def test_the_soak_notices_a_leak() -> None:
     ]
 
 
-# What the ledger says of one request, of another and of a worker that was killed.
+# What the ledger says of one request, of another in its batch, and of a worker that
+# was killed.
 
 BEGUN, LATE = 1.2, DEADLINE + GRACE + 0.05
-TAKEN_UP = {"a": Begun(17, BEGUN), "b": Begun(18, BEGUN)}
-ASKED = Request("a", "pool", "", "", "data", False, [], wanted=answer_to("a", "data"))
-OTHER = Request("b", "pool", "poison", "", "more", False, [], wanted="?")
+LIMIT = BATCHERS["shared"].limit
+TAKEN_UP = {"a": Begun(17, BEGUN), "b": Begun(18, BEGUN), "e": Begun(17, BEGUN)}
+ASKED = Request("a", "shared", "", "", "data", False, [], wanted=answer_to("a", "data"))
+OTHERS = {
+    name: Request(name, "shared", "poison", "", "", False, [], wanted="?")
+    for name in "bcd"
+}
+RUN = Run(17, "shared", ["a", "b"], BEGUN, BEGUN + 0.01)
 RIGHT = replace(ASKED, end="answered", status=200, answer=ASKED.wanted, ended=0.1)
 FAILED = replace(ASKED, end="answered", status=500, error="Poisoned", of="b", ended=0.1)
 REFUSED = replace(ASKED, end="answered", status=504, error="DeadlineExceeded")
+LAST = BEGUN + DEADLINE
+PASSED = replace(
+    REFUSED, message="shared: no result within the call's deadline of 1 seconds"
+)
+AHEAD = replace(
+    REFUSED,
+    name="e",  # which no handler got
+    message="shared: given up 0.1 s before the call's deadline of 1 seconds, since it",
+)
+OVERRUN = replace(
+    REFUSED,
+    message=f"shared: the handler has run for handler_timeout={LIMIT:g} seconds, and",
+)
+STUCK = replace(
+    REFUSED,
+    status=503,
+    error="BackendError",
+    message="shared: every worker (workers=1), and what replaced it, is stuck",
+    pid=17,
+    ended=BEGUN + 2.5,
+)
 CLOSED = replace(ASKED, began=1.0, end="closed", ended=2.0)
 
 JUDGED = {
@@ -82,15 +110,24 @@ JUDGED = {
     "the error of nobody": (replace(FAILED, of="c"), "wrong"),
     "an error that nobody caused": (replace(FAILED, error="HandlerExit"), "wrong"),
     "an error that is no reason": (replace(FAILED, error="KeyError", of=""), "wrong"),
-    "the error of another batcher": (replace(FAILED, batcher="hub"), "wrong"),
+    "the error of another batch": (replace(FAILED, of="d"), "wrong"),
     "another's exception": (replace(FAILED, error="Refused"), "wrong"),
     "its own exception": (
         replace(FAILED, fault="own", error="Refused", of="a"),
         "own",
     ),
-    "refused in time": (replace(REFUSED, ended=DEADLINE + 0.01), "504"),
-    "refused too early": (replace(REFUSED, ended=DEADLINE - 0.01), "wrong"),
-    "refused for no reason": (replace(REFUSED, status=503, ended=0.1), "wrong"),
+    "refused in time": (replace(PASSED, ended=LAST + 0.01), "504"),
+    "refused too early": (replace(PASSED, ended=LAST - 0.01), "wrong"),
+    "given up ahead": (replace(AHEAD, ended=LAST - 0.09), "shed"),
+    "given up earlier than it says": (replace(AHEAD, ended=LAST - 0.2), "wrong"),
+    "given up ahead while it ran": (replace(AHEAD, name="a", ended=LAST), "wrong"),
+    "not waited for": (replace(OVERRUN, ended=BEGUN + LIMIT + 0.1), "overrun"),
+    "not waited for early": (replace(OVERRUN, ended=BEGUN + LIMIT - 0.1), "wrong"),
+    "refused for no reason": (replace(PASSED, status=503, ended=LAST), "wrong"),
+    "refused while two were stuck": (STUCK, "stuck"),
+    "refused before both were": (replace(STUCK, ended=BEGUN + 1.0), "wrong"),
+    "refused by another worker": (replace(STUCK, pid=18), "wrong"),
+    "killed from outside": (replace(STUCK, message="shared: what ran"), "wrong"),
     "no answer in time": (replace(ASKED, end="timeout", ended=9.0), "hung"),
     "an answer that is late": (replace(RIGHT, ended=BEGUN + LATE), "hung"),
     "an answer just in time": (replace(RIGHT, ended=BEGUN + LATE - 0.1), "right"),
@@ -103,10 +140,64 @@ JUDGED = {
 def test_the_ledger_tells_what_became_of_a_request(what: str) -> None:
     """Each end of a request has its column; whatever nothing explains is a fault."""
     request, column = JUDGED[what]
+    first = Run(17, "shared", ["b"], BEGUN, BEGUN + HANG)
+    second = Run(17, "shared", ["c"], BEGUN + 1.0, BEGUN + 1.0 + HANG)
+    runs = [first, second] if request.error == "BackendError" else [RUN]
 
-    ledger = Ledger([request, OTHER], TAKEN_UP, kills={17: 1.5})
+    ledger = Ledger([request, *OTHERS.values()], TAKEN_UP, {17: 1.5}, runs)
 
-    assert column == ledger.columns["a"]
+    assert column == ledger.columns[request.name]
+
+
+@pytest.mark.parametrize(
+    "batcher, good, error, runs, column",
+    [
+        ("shared", "d", "Poisoned", ["abcd"], "other"),
+        ("pool", "d", "Poisoned", ["abcd"], "blamed"),
+        ("pool", "d", "Poisoned", ["abcd", "ab", "a", "b", "cd"], "vain"),
+        ("pool", "d", "Poisoned", ["abcd", "ab", "a", "b"], "blamed"),
+        ("pool", "abd", "Poisoned", ["abcd", "ab", "cd", "c", "d"], "blamed"),
+        ("pool", "ad", "HandlerExit", ["abcd"], "other"),
+    ],
+)
+def test_the_error_of_another_needs_a_reason(
+    batcher: str, good: str, error: str, runs: list[str], column: str
+) -> None:
+    """Who is isolated gets it only if all runs that one bad call may cost failed."""
+    fault = "exit" if error == "HandlerExit" else "poison"
+    failed = replace(FAILED, name="d", batcher=batcher, error=error, of="")
+    requests = [
+        replace(failed, name=name, fault="" if name in good else fault)
+        for name in "abcd"
+    ]
+
+    ledger = Ledger(requests, {}, {}, [Run(1, batcher, [*run], 0.0) for run in runs])
+
+    assert column == ledger.columns["d"]
+
+
+def test_runs_that_were_not_promised_are_counted() -> None:
+    """A good batch is run once, one bad call of two costs three runs at most."""
+    requests = {name: replace(ASKED, name=name) for name in "ac"} | {"b": OTHERS["b"]}
+    once, often = (
+        [Run(1, "pool", [*run], 0.0) for run in runs]
+        for runs in (["a", "bc", "b", "c"], ["a", "a", "bc", "b", "c", "b"])
+    )
+
+    counts = [Batches(runs, requests).run_too_often() for runs in (once, often)]
+
+    assert [0, 2] == counts
+
+
+@pytest.mark.parametrize("found, missed", [(0, 1), (1, 0)])
+def test_a_worker_that_is_stuck_unnoticed_is_counted(found: int, missed: int) -> None:
+    """A run past handler_timeout must be found in what its worker tells."""
+    runs = [Run(1, "shared", ["a"], 0.0, HANG), Run(1, "shared", ["b"], 1.0, 1.1)]
+    pulses = {1: [{"at": 9.0, "found_stuck": {"shared": found}}]}
+
+    batches = Batches(runs, {})
+
+    assert ((1, missed), 1) == (batches.hung(pulses), batches.replaced())
 
 
 def test_only_the_worker_that_was_killed_excuses_a_loss() -> None:

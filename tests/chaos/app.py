@@ -7,16 +7,17 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from tests.chaos.plan import DEADLINE, HANG, KIND, answer_to
-from ubatch import DeadlineExceeded, QueueFull, Stopped, UBatch
-
-OPTIONS: dict[str, Any] = {"max_pending": 24, "deadline": DEADLINE}
-"""What all batchers have in common."""
+from tests.chaos.journal import HOME, Journal
+from tests.chaos.plan import BATCHERS, DEADLINE, HANG, KIND, answer_to
+from ubatch import UBatch
+from ubatch.flask import init_app
 
 SHARED: Any = "hub_threadpool"
 """A pool that others use too: under gevent the look-ups of names do."""
@@ -33,7 +34,7 @@ class Item(NamedTuple):
 
 
 class Poisoned(Exception):
-    """The handler cannot run with this item; all of its batch get this."""
+    """The handler cannot run with this item."""
 
     def __init__(self, of: str) -> None:
         super().__init__(of)
@@ -44,20 +45,25 @@ class Refused(Poisoned):
     """The handler answers one item with this."""
 
 
+journal = Journal(os.environ[HOME])
 at_work: list[None] = []
-"""One entry per batch in a handler, even if nobody waits for that any more."""
+"""One entry per run of a handler, even if nobody waits for that any more."""
+numbers = count()
 
 
-def handle(items: list[Item]) -> Any:
+def handle(batcher: str, items: list[Item]) -> Any:
     """Answer a batch, in whichever way the worst of it wants."""
+    number = next(numbers)
     at_work.append(None)
+    journal.write(run=number, batcher=batcher, names=[item.name for item in items])
     try:
-        return _handle(items)
+        return _handle(items, BATCHERS[batcher].takes)
     finally:
+        journal.write(ran=number)
         at_work.pop()
 
 
-def _handle(items: list[Item]) -> Any:
+def _handle(items: list[Item], takes: float) -> Any:
     faults = {item.fault for item in items}
     if "hang" in faults:
         time.sleep(HANG)
@@ -65,10 +71,10 @@ def _handle(items: list[Item]) -> Any:
         _keep_the_interpreter(0.05)
     if "exit" in faults:
         raise SystemExit(3)
+    time.sleep(takes)
     for item in items:
         if item.fault == "poison":
             raise Poisoned(item.name)
-    time.sleep(0.003)
     if "none" in faults:
         return None
     answers = [
@@ -78,11 +84,24 @@ def _handle(items: list[Item]) -> Any:
     return answers[1:] if "short" in faults else answers
 
 
+def _options(name: str) -> dict[str, Any]:
+    kind = BATCHERS[name]
+    return {
+        "handler": partial(handle, name),
+        "name": name,
+        "workers": kind.workers,
+        "on_error": kind.on_error,
+        "handler_timeout": kind.limit,
+        "max_pending": kind.max_pending,
+        "deadline": DEADLINE,
+    }
+
+
 batchers: dict[str, UBatch[Item, str]] = {
-    "pool": UBatch(32, 0.01, handler=handle, **OPTIONS),
-    "pair": UBatch(8, 0.01, handler=handle, workers=2, linger="settle", **OPTIONS),
-    "hub": UBatch(16, 0.02, handler=handle, executor="inline", **OPTIONS),
-    "shared": UBatch(16, 0.01, handler=handle, executor=SHARED, **OPTIONS),
+    "pool": UBatch(32, 0.01, **_options("pool")),
+    "pair": UBatch(8, 0.01, linger="settle", **_options("pair")),
+    "hub": UBatch(16, 0.02, executor="inline", **_options("hub")),
+    "shared": UBatch(16, 0.01, executor=SHARED, **_options("shared")),
 }
 for batcher in batchers.values():
     batcher.start()
@@ -93,6 +112,7 @@ calls: dict[str, Callable[[Item], str]] = {
 }
 
 app = Flask(__name__)
+init_app(app)
 
 
 @app.get("/")
@@ -113,19 +133,10 @@ def ask(batcher: str) -> dict[str, str]:
 
 @app.errorhandler(Exception)
 def failed(error: Exception) -> Any:
-    """Tell which error it was, and whose fault."""
+    """Tell which error it was, and whose fault; those of ours have their handlers."""
     if isinstance(error, HTTPException):
         return error
-    return {"error": type(error).__name__, "of": getattr(error, "of", "")}, (
-        status_of(error)
-    )
-
-
-def status_of(error: Exception) -> int:
-    """Return the HTTP status that an error deserves."""
-    if isinstance(error, (QueueFull, Stopped)):
-        return 503
-    return 504 if isinstance(error, DeadlineExceeded) else 500
+    return {"error": type(error).__name__, "of": getattr(error, "of", "")}, 500
 
 
 @app.after_request

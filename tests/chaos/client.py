@@ -44,6 +44,7 @@ class Request:
     status: int = 0
     answer: str = ""
     error: str = ""
+    message: str = ""
     of: str = ""
     """Whose fault the error is said to be."""
     pid: int = 0
@@ -122,4 +123,5 @@ def _take_in(received: bytes, request: Request) -> bool:
         said = json.loads(body)
         request.answer = said.get("answer", "")
         request.error, request.of = said.get("error", ""), said.get("of", "")
+        request.message = said.get("message", "")
     return True

@@ -10,8 +10,9 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.journal import HOME, Journal
+from tests.chaos.journal import Journal
 from tests.chaos.plan import ALARM, KIND
+from ubatch import gunicorn as hooks
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
 control_socket_disable = True
@@ -21,6 +22,8 @@ workers = 2
 
 # The server ends by itself if whoever started it was killed.
 signal.alarm(int(os.environ[ALARM]))
+
+worker_exit = hooks.worker_exit
 
 PULSE = 0.25
 """Seconds between two looks of a worker at itself."""
@@ -35,7 +38,10 @@ def pre_request(worker: Any, request: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Have the worker tell how it is, from now on."""
-    worker.journal = Journal(os.environ[HOME])
+    from tests.chaos.app import journal
+
+    hooks.post_worker_init(worker)
+    worker.journal = journal
     # Where gevent has patched, this is a greenlet.
     threading.Thread(target=_pulse, args=(worker.journal,), daemon=True).start()
 
@@ -45,7 +51,8 @@ def _pulse(journal: Journal) -> None:
 
     process = psutil.Process()
     while True:
-        seen = [batcher.stats() for batcher in batchers.values()]
+        each_seen = {name: batcher.stats() for name, batcher in batchers.items()}
+        seen = each_seen.values()
         journal.write(
             rss=process.memory_info().rss,
             fds=process.num_fds(),
@@ -53,5 +60,7 @@ def _pulse(journal: Journal) -> None:
             calls=sum(each.calls_total for each in seen),
             at_work=len(at_work),
             left=sum(each.pending + each.running for each in seen),
+            stuck=sum(each.stuck for each in seen),
+            found_stuck={name: each.stuck_total for name, each in each_seen.items()},
         )
         time.sleep(PULSE)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,19 @@ class Begun(NamedTuple):
     at: float
 
 
+@dataclass(slots=True)
+class Run:
+    """One run of a handler."""
+
+    pid: int
+    batcher: str
+    names: list[str]
+    """Of the requests that it was to answer."""
+    began: float
+    ended: float = inf
+    """Never, if its worker was gone before that."""
+
+
 class Journal:
     """The file, for whoever writes to it and for the one who reads."""
 
@@ -33,6 +48,8 @@ class Journal:
         self._rest = b""
         self.begun: dict[str, Begun] = {}
         """Who took each request up."""
+        self.runs: dict[tuple[int, int], Run] = {}
+        """What handlers did: by worker, and by number; in order."""
         self.pulses: dict[int, list[dict[str, Any]]] = {}
         """What each worker told of itself, in order."""
 
@@ -47,11 +64,19 @@ class Journal:
             self._read += len(new)
             *lines, self._rest = (self._rest + new).split(b"\n")
             for line in lines:
-                entry = json.loads(line)
-                if "begun" in entry:
-                    self.begun[entry["begun"]] = Begun(entry["pid"], entry["at"])
-                else:
-                    self.pulses.setdefault(entry["pid"], []).append(entry)
+                self._take_in(json.loads(line))
+
+    def _take_in(self, entry: dict[str, Any]) -> None:
+        pid, at = entry["pid"], entry["at"]
+        if "begun" in entry:
+            self.begun[entry["begun"]] = Begun(pid, at)
+        elif "run" in entry:
+            run = Run(pid, entry["batcher"], entry["names"], at)
+            self.runs[pid, entry["run"]] = run
+        elif "ran" in entry:
+            self.runs[pid, entry["ran"]].ended = at
+        else:
+            self.pulses.setdefault(pid, []).append(entry)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,34 +1,50 @@
 """What became of each request, and is that what should have?
 
-Every request ends in one column. Three of them are faults of the server: a ``wrong``
-answer, one that ``hung`` and one that was ``lost``.
+Every request ends in one column. Four of them are faults of the server: a ``wrong``
+answer, an error for which one that was isolated is ``blamed``, an answer that ``hung``
+and one that was ``lost``.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import inf
 
+from tests.chaos.batches import Batches
 from tests.chaos.client import Request
-from tests.chaos.journal import Begun
-from tests.chaos.plan import DEADLINE, FAULTS, GRACE, HANG, OWN_ERROR
+from tests.chaos.journal import Begun, Run
+from tests.chaos.plan import BATCHERS, DEADLINE, FATAL, GRACE, OWN_ERROR
 
 COLUMNS = {
     "right": "right: its own answer",
     "own": "right: an error, for its own fault",
-    "other": "failed with a reason: another's fault in its batch",
-    "503": "refused with a reason: 503",
-    "504": "refused with a reason: 504",
+    "other": "failed with a reason: another's fault, not isolated or a SystemExit",
+    "vain": "failed with a reason: isolated in vain, all of the first runs failed",
+    "503": "refused with a reason: 503, too many wait or the worker ends",
+    "stuck": "refused with a reason: 503, every worker is stuck",
+    "504": "refused with a reason: 504, its deadline has passed",
+    "shed": "refused with a reason: 504, it can make its deadline no more",
+    "overrun": "refused with a reason: 504, the handler ran past handler_timeout",
     "left": "left by its client",
     "killed": "lost to a kill -9 of its worker",
     "wrong": "wrong",
+    "blamed": "failed for another's fault, though isolated",
     "hung": "hung past its deadline",
     "lost": "lost without a kill -9",
 }
-MUST_BE_0 = ("wrong", "hung", "lost")
+MUST_BE_0 = ("wrong", "blamed", "hung", "lost")
 
-REFUSALS = {503: ("QueueFull", "Stopped"), 504: ("DeadlineExceeded",)}
+# What the refusals say, by their class and the start of what they say.
+STUCK = "every worker "
+PASSED = f"no result within the call's deadline of {DEADLINE:g} seconds"
+OVERRUN = "the handler has run for handler_timeout="
+AHEAD = re.compile(
+    rf"given up (\S+) s before the call's deadline of {DEADLINE:g} seconds, since"
+)
+ROUNDED = 1.05
+"""How much more than it says the time left of one that is given up ahead may be."""
 
 SOON = 0.5
 """Seconds after a ``kill -9`` in which a client hears of it, however slow it is."""
@@ -46,17 +62,13 @@ class Ledger:
         requests: Iterable[Request],
         begun: Mapping[str, Begun],
         kills: Mapping[int, float],
+        runs: Iterable[Run] = (),
     ) -> None:
         self.requests = list(requests)
         self._by_name = {request.name: request for request in self.requests}
         self._begun = begun
         self._kills = kills
-        # Who may have made the others of a batch fail, by batcher and by error.
-        self._culprits: dict[tuple[str, str], list[Request]] = defaultdict(list)
-        for request in self.requests:
-            if request.fault and FAULTS[request.fault].error:
-                error = FAULTS[request.fault].error
-                self._culprits[request.batcher, error].append(request)
+        self.batches = Batches(runs, self._by_name)
         self.columns = {each.name: self._column(each) for each in self.requests}
 
     def counts(self) -> Counter[str]:
@@ -86,6 +98,11 @@ class Ledger:
         ]
         return max(waits, default=0.0)
 
+    def _waited(self, request: Request) -> float:
+        """Return the seconds from before its call to the request's end, at most."""
+        begun = self._begun.get(request.name)
+        return request.ended - max(request.began, begun.at if begun else 0.0)
+
     def _took(self, request: Request) -> float:
         """Return the seconds from when a worker could go on to the request's end."""
         begun = self._begun.get(request.name)
@@ -107,30 +124,46 @@ class Ledger:
         if status == 200:
             fine = request.answer == request.wanted
             return "right" if fine and request.fault in ("", "busy") else "wrong"
-        if status in REFUSALS:
-            early = request.ended - request.began < DEADLINE
-            known = error in REFUSALS[status]
-            return str(status) if known and not (status == 504 and early) else "wrong"
+        if status in (503, 504):
+            return self._judge_refusal(request)
         if status != 500:
             return "wrong"
         if error == OWN_ERROR:
             mine = request.fault == "own" and request.of == request.name
             return "own" if mine else "wrong"
-        if request.fault and FAULTS[request.fault].error == error:
-            # In a batch of several, one of the others may have failed it first.
-            if request.of in ("", request.name):
-                return "own"
-        return "other" if self._explained(request) else "wrong"
-
-    def _explained(self, request: Request) -> bool:
-        """Tell whether somebody can have been in its batch who failed it."""
-        culprits = self._culprits[request.batcher, request.error]
+        culprits = self.batches.culprits(request.name, error)
         if request.of:
-            culprits = [one for one in culprits if one.name == request.of]
-        return any(
-            one.began < request.ended and request.began < one.ended + DEADLINE + HANG
-            for one in culprits
-        )
+            culprits &= {request.of}
+        if not culprits:
+            return "wrong"
+        if request.name in culprits:
+            return "own"
+        if BATCHERS[request.batcher].on_error == "fail" or error == FATAL:
+            return "other"
+        return "vain" if self.batches.in_vain(request.name) else "blamed"
+
+    def _judge_refusal(self, request: Request) -> str:
+        """Return the column of a request that was refused: is what it says true?"""
+        kind, says = (request.status, request.error), request.message
+        says = says.removeprefix(f"{request.batcher}: ")
+        waited, limit = self._waited(request), BATCHERS[request.batcher].limit
+        if kind in ((503, "QueueFull"), (503, "Stopped")):
+            return "503"
+        if kind == (503, "BackendError") and says.startswith(STUCK):
+            began, ended = request.ended - waited, request.ended
+            where = request.pid, request.batcher
+            return "stuck" if self.batches.all_stuck(*where, began, ended) else "wrong"
+        if kind != (504, "DeadlineExceeded"):
+            return "wrong"
+        if says == PASSED:
+            return "504" if waited >= DEADLINE else "wrong"
+        if says.startswith(f"{OVERRUN}{limit:g} seconds"):
+            return "overrun" if waited >= limit else "wrong"
+        ahead = AHEAD.match(says)
+        if ahead is None or request.name in self.batches.of:
+            return "wrong"
+        left = ROUNDED * float(ahead[1])
+        return "shed" if left > 0.0 and waited >= DEADLINE - left else "wrong"
 
     def _was_killed(self, request: Request) -> bool:
         """Tell whether a kill -9 explains that a request got no answer.

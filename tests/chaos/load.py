@@ -15,7 +15,7 @@ from typing import TextIO
 import gevent
 
 from tests.chaos.client import Request, ask
-from tests.chaos.plan import BATCHERS, BIG, DNS, FAULTS, MANNERS, faults_of
+from tests.chaos.plan import BATCHERS, BIG, DNS, MANNERS, shares_of
 
 LARGEST_BURST = 16
 
@@ -40,7 +40,7 @@ def bursts(
     number, mean_size = 0, (1 + LARGEST_BURST) / 2
     at = random.expovariate(rate / mean_size)
     while at < seconds:
-        batcher, size = random.choice(BATCHERS), random.randint(1, LARGEST_BURST)
+        batcher, size = random.choice([*BATCHERS]), random.randint(1, LARGEST_BURST)
         names = [f"{seed}-{number + k}" for k in range(size)]
         yield at, [_request(random, name, batcher) for name in names]
         number += size
@@ -49,13 +49,16 @@ def bursts(
 
 def _request(random: Random, name: str, batcher: str) -> Request:
     manner = _one_of(random, MANNERS)
-    shares = {fault: FAULTS[fault].share for fault in faults_of(batcher)}
     size = 100_000 if random.random() < BIG else random.randint(10, 200)
     return Request(
         name,
         batcher,
         # Who leaves is no cause of what befalls the others.
-        "" if manner in ("leave", "reset", "part") else _one_of(random, shares),
+        (
+            ""
+            if manner in ("leave", "reset", "part")
+            else _one_of(random, shares_of(batcher))
+        ),
         manner,
         random.randbytes(size // 2).hex(),
         random.random() < DNS,

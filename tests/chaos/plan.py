@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
+from ubatch.isolation import OnError
+
 DEADLINE = 1.0
 """Seconds that a call may take, as the batchers are told."""
 
@@ -18,7 +20,7 @@ DOOR = 5.0
 """Seconds that a request may wait to be taken up, while gunicorn's workers start."""
 
 HANG = 4.0
-"""Seconds that a handler hangs: an ignored deadline is then seen to be."""
+"""Seconds that a handler hangs: an ignored deadline or limit is then seen to be."""
 
 KIND = "CHAOS_KIND"
 """The variable of the environment that names gunicorn's kind of worker."""
@@ -26,7 +28,29 @@ KIND = "CHAOS_KIND"
 ALARM = "CHAOS_ALARM"
 """The one that says after how many seconds a server must have ended."""
 
-BATCHERS = ("pool", "pair", "hub", "shared")
+
+class Kind(NamedTuple):
+    """What a batcher promises."""
+
+    workers: int
+    on_error: OnError
+    limit: float
+    """Its handler_timeout."""
+    hangs: float
+    """The share of its requests that hang."""
+    takes: float
+    """Seconds that each run of its handler takes."""
+    max_pending: int = 24
+
+
+BATCHERS = {
+    "pool": Kind(1, "isolate", 2.5, 0.0008, 0.003),
+    # So slow, and with so many that wait, that some cannot make their deadline.
+    "pair": Kind(2, "isolate", 2.5, 0.0008, 0.09, max_pending=64),
+    "hub": Kind(1, "isolate", 2.5, 0.0008, 0.003),
+    # Stuck before the deadline, and so often that now and then all are.
+    "shared": Kind(1, "fail", 0.6, 0.005, 0.003),
+}
 """The routes of the app, each with a batcher of its own kind."""
 
 
@@ -36,7 +60,7 @@ class Fault(NamedTuple):
     share: float
     """Of all requests."""
     error: str
-    """The class of the error that its whole batch may get; "" if none."""
+    """The class of the error that fails the handler's run; "" if none does."""
 
 
 FAULTS = {
@@ -45,9 +69,11 @@ FAULTS = {
     "none": Fault(0.002, "BadBatchOutput"),
     "short": Fault(0.002, "BadBatchOutputSize"),
     "exit": Fault(0.001, "HandlerExit"),
-    "hang": Fault(0.0008, ""),
     "busy": Fault(0.003, ""),  # the handler keeps the interpreter, then answers
 }
+
+FATAL = "HandlerExit"
+"""The error that fails a whole batch, isolated or not: the handler is not run again."""
 
 OWN_ERROR = "Refused"
 """The class of the exception that answers ``own``."""
@@ -62,13 +88,16 @@ DNS = 0.05
 """The share of requests that look a host name up before they call."""
 
 
-def faults_of(batcher: str) -> list[str]:
-    """Return the faults that a batcher's items may ask for.
+def shares_of(batcher: str) -> dict[str, float]:
+    """Return which faults a batcher's items ask for, and how often.
 
     On the hub itself SystemExit ends the process, as it should: gunicorn ends a
     worker so. There it would be a fault of the app.
     """
-    return [fault for fault in FAULTS if (batcher, fault) != ("hub", "exit")]
+    shares = {name: fault.share for name, fault in FAULTS.items()}
+    if batcher == "hub":
+        del shares["exit"]
+    return {**shares, "hang": BATCHERS[batcher].hangs}
 
 
 def answer_to(name: str, data: str) -> str:

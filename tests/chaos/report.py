@@ -13,8 +13,8 @@ Pulse = dict[str, Any]
 
 MB = 1e6
 GROWTH = {
-    "gevent": {"rss": 10.0, "fds": 6.0, "threads": 3.0},
-    "gthread": {"rss": 20.0, "fds": 6.0, "threads": 67.0},
+    "gevent": {"rss": 10.0, "fds": 12.0, "threads": 6.0},
+    "gthread": {"rss": 20.0, "fds": 6.0, "threads": 72.0},
 }
 """How much a worker may grow between two rests: MB; numbers.
 
@@ -40,6 +40,7 @@ def rows(
     kind: str,
     ledger: Ledger,
     done: list[Done],
+    hung: tuple[int, int],
     before: list[Pulse],
     after: list[Pulse],
 ) -> list[Row]:
@@ -49,6 +50,7 @@ def rows(
         kind: Of gunicorn's workers.
         ledger: Its requests.
         done: Its faults.
+        hung: How many batches ran past the limit; how many of them went unnoticed.
         before: The last pulse of each worker when nobody had called for a while.
         after: The same once more, after further load.
     """
@@ -56,11 +58,21 @@ def rows(
     share = (counts["right"] + counts["own"]) / sent if sent else 0.0
     made = Counter(one.kind for one in done)
     enough = share > LEAST_RIGHT
-    left = sum(pulse["left"] for pulse in (*before, *after))
+    left, stuck = (
+        sum(pulse[what] for pulse in (*before, *after)) for what in ("left", "stuck")
+    )
+    batches, (past, missed) = ledger.batches, hung
+    often, replaced = batches.run_too_often(), batches.replaced()
     return [
         Row("sent", _number(sent)),
         *(_row(column, text, counts) for column, text in COLUMNS.items()),
         Row("calls left in a batcher at rest", _number(left), "0", left == 0),
+        Row("workers stuck at rest", _number(stuck), "0", stuck == 0),
+        Row("batches", _number(len(batches.all))),
+        Row("batches run more often than promised", _number(often), "0", often == 0),
+        Row("batches that ran past handler_timeout", _number(past)),
+        Row("of these, not noticed", _number(missed), "0", missed == 0),
+        Row("batches run in place of these", _number(replaced)),
         Row("right, share", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", enough),
         Row("latest answer, after its deadline", f"{ledger.latest():.2f} s"),
         Row("longest wait for a worker", f"{ledger.longest_at_the_door():.2f} s"),

@@ -73,9 +73,12 @@ class Trial:
             after = self._rest(trouble)
             trouble.end()
         self._journal.close()
-        ledger = Ledger(self._requests, self._journal.begun, trouble.kills())
+        journal = self._journal
+        runs = journal.runs.values()
+        ledger = Ledger(self._requests, journal.begun, trouble.kills(), runs)
+        hung = ledger.batches.hung(journal.pulses)
         return Result(
-            rows(self._kind, ledger, trouble.done, before, after), ledger.guilty()
+            rows(self._kind, ledger, trouble.done, hung, before, after), ledger.guilty()
         )
 
     def _load(
@@ -119,7 +122,7 @@ class Trial:
             self._tell(time.monotonic() - self._began)
             time.sleep(0.05)
             last = [self._journal.pulses[pid][-1] for pid in trouble.up()]
-            if any(pulse["left"] or pulse["at_work"] for pulse in last):
+            if any(each["left"] or each["at_work"] or each["stuck"] for each in last):
                 quiet = time.monotonic()
         return last
 
