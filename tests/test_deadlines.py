@@ -17,6 +17,7 @@ import pytest
 
 from tests.fakes import Caller, Gated, Recorder, World
 from ubatch import DeadlineExceeded, Future, QueueFull, UBatch
+from ubatch.backends.thread import ThreadAlarm, ThreadWake
 from ubatch.batch import ONE_ITEM, Batch
 from ubatch.deadlines import Deadlines
 from ubatch.pace import NOTICE, PROBE_AFTER, RECENT, Recent
@@ -151,6 +152,35 @@ def held(world: World, **options: Any) -> tuple[UBatch[int, str], Gated, Caller]
     first = world.spawn(ub.ubatch, 0)
     world.until(lambda: handler.batches)
     return ub, handler, first
+
+
+class CountedWake(ThreadWake):
+    """Counts how often it was set, and waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sets = self.waits = 0
+
+    def set(self) -> None:
+        self.sets += 1
+        super().set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        return super().wait(timeout)
+
+
+@pytest.mark.concurrency
+def test_lone_calls_do_not_wake_the_thread_of_the_alarm(threads: World) -> None:
+    """Each sets it and clears it; the thread sleeps on until a time that was set."""
+    alarm = ThreadAlarm(lambda: None)
+    alarm._wake = wake = CountedWake()
+    for _ in range(100):
+        alarm.set(time.monotonic() + 60.0)
+        alarm.clear()
+        threads.until(lambda: wake.waits == wake.sets + 1)
+    assert wake.sets <= 1
+    alarm.close()
 
 
 @pytest.mark.concurrency

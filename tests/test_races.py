@@ -351,7 +351,8 @@ def test_race_overslept(threads: World, line: str) -> None:
     ub, handler, alarm = without_alarm(threads)
     busy = ub.submit(0)
     threads.until(lambda: handler.batches)
-    first = ub.with_options(deadline=0.01).submit(1)
+    soon = line == "self._at = inf"
+    first = ub.with_options(deadline=0.01 if soon else 60.0).submit(1)
     later: list[Future[str]] = []
 
     def run() -> None:
@@ -361,7 +362,7 @@ def test_race_overslept(threads: World, line: str) -> None:
     def call() -> None:
         later.append(ub.with_options(deadline=0.05).submit(2))
 
-    if line != "self._at = inf":  # nothing is set yet when it first goes to sleep
+    if not soon:  # it goes to sleep for longer
         first.cancel()
     thread = NativeCaller(run)
     threads.until(lambda: later)

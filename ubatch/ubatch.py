@@ -86,7 +86,9 @@ class UBatch(Calls[T, S]):
             ``2 * ceil(log2(n)) + 1`` runs all fail, all calls that are left fail.
         handler_timeout: Seconds that the handler may run on a batch, 0.001 at least.
             Then its callers get DeadlineExceeded, and its worker, which is stuck, is
-            replaced; as many may be as there are *workers*. None for no limit.
+            replaced; as many may be as there are *workers*. A pool that is yours, or
+            the hub's, needs threads for twice as many, or what replaces a worker waits
+            there for the stuck one, and that counts too. None for no limit.
         name: For log lines and stats(); the handler's name by default.
 
     Raises:

@@ -252,17 +252,27 @@ class ThreadAlarm:
     by all that it knows.
     """
 
-    __slots__ = ("_ring", "_at", "_wake", "_started", "_closed", "_sleeps_until")
+    __slots__ = (
+        "_ring",
+        "_at",
+        "_latest",
+        "_wake",
+        "_started",
+        "_closed",
+        "_sleeps_until",
+    )
 
     def __init__(self, ring: Callable[[], object]) -> None:
         self._ring = ring
         self._at = inf
+        self._latest = -inf  # what it was last set for
         self._sleeps_until = -inf  # it does not
         self._wake = ThreadWake()
         self._started = False
         self._closed = False
 
     def set(self, at: float) -> None:
+        self._latest = at
         self._at = at
         if not self._started:
             start_thread(self._run)
@@ -283,6 +293,8 @@ class ThreadAlarm:
             #       time, and sees no need to wake what does not sleep yet; 3. this
             #       sleeps. So it says until when it sleeps, and then looks again.
             at = self._at
+            if at == inf and self._latest > monotonic():
+                at = self._latest  # or each lone call, that sets and clears, wakes it
             self._sleeps_until = at
             if self._at < at:
                 continue
