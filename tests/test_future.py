@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import gevent
@@ -116,3 +117,22 @@ def test_a_future_nobody_keeps_still_runs(world: World) -> None:
         ub.submit(1)
         world.until(lambda: handler.batches)
     assert [[1]] == handler.batches
+
+
+def test_a_future_is_let_go_once_its_callback_has_run(world: World) -> None:
+    """What runs callbacks keeps neither the last of them nor its future's result."""
+
+    class Item:
+        pass
+
+    called: list[bool] = []
+    item = Item()
+    gone = weakref.ref(item)
+    with UBatch(1, 0.0, handler=list, backend=world.backend) as ub:
+        future = ub.submit(item)
+        future.add_done_callback(lambda _: called.append(True))
+        assert item is future.result(30)
+        world.until(lambda: called == [True])
+        del future, item
+
+        world.until(lambda: gone() is None)

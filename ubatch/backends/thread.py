@@ -114,6 +114,7 @@ class ThreadBackend:
     def _run_callbacks(self) -> None:
         while (fn := self._callbacks.get()) is not None:
             fn()
+            del fn  # it refers to a future, or to an error
 
     def close(self) -> None:
         self._callbacks.put(None)
