@@ -31,7 +31,7 @@ SHARES = {
     "cancel": 0.08,  # of which some are answered before that
     "deadline": 0.03,
     "spoil": 0.0005,  # fails the run of all its batch
-    "hang": 0.0001,  # runs past the limit
+    "hang": 0.00003,  # runs past the limit
     "map": 0.01,
     "callback": 0.01,
     "foreign": 0.002,
@@ -42,7 +42,7 @@ SHARES = {
 BRIEF = 0.0005
 """Seconds that an impatient caller waits: as long as a batch takes."""
 
-LIMIT, HANG = 0.2, 0.4
+LIMIT, HANG = 0.2, 0.3
 """The handler's limit in seconds, and how long it hangs when it does."""
 
 SLOWEST, QUICKEST = 3.0, 0.25
@@ -121,7 +121,7 @@ class Soak:
 
     def _handle(self, items: list[str]) -> list[str | Failed]:
         if self._leaked is not None:
-            self._leaked += items
+            self._leaked += [5 * item for item in items]
         hangs = any(item.startswith("hang") for item in items)
         time.sleep(HANG if hangs else BRIEF)
         if any(item.startswith("spoil") for item in items):

@@ -20,7 +20,7 @@ from ubatch import DeadlineExceeded, Future, QueueFull, UBatch
 from ubatch.backends.thread import ThreadAlarm, ThreadWake
 from ubatch.batch import ONE_ITEM, Batch
 from ubatch.deadlines import Deadlines
-from ubatch.pace import NOTICE, PROBE_AFTER, RECENT, Recent
+from ubatch.pace import NOTICE, PROBE_AFTER, RECENT, RESERVE, Recent
 
 TASKS = Path("/proc/self/task")
 
@@ -118,6 +118,8 @@ def test_a_batch_closes_early_enough_for_the_slowest_time_seen() -> None:
     """A tenth more than the slowest of the last batches is left for the handler."""
     known = recent(0.1, 0.4, 0.2)
     assert 1.0 - 0.44 - NOTICE == pytest.approx(known.spare(101.0, 99.0, 100.0))
+    known = recent(0.001)
+    assert 1.0 - 2.0 * RESERVE == pytest.approx(known.spare(101.0, 99.0, 100.0))
 
 
 def test_while_nothing_is_known_half_the_time_is_for_the_handler() -> None:

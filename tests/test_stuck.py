@@ -16,7 +16,8 @@ from tests.fakes import Gate, HubGate, Recorder, World
 from ubatch import BackendError, DeadlineExceeded, Stopped, UBatch
 from ubatch.backends import thread
 
-LIMIT = 0.03
+LIMIT = 0.2
+"""Seconds; long enough for a quick handler on a busy machine."""
 
 
 class Sticky:
@@ -58,7 +59,7 @@ def test_callers_of_a_stuck_handler_are_answered_and_others_served(
 ) -> None:
     """Its batch gets DeadlineExceeded; the next one runs on a new worker."""
     ub, handler = sticky(world, executor=executor)
-    with pytest.raises(DeadlineExceeded, match="handler_timeout=0.03 seconds"):
+    with pytest.raises(DeadlineExceeded, match="handler_timeout=0.2 seconds"):
         ub.ubatch("stuck")
     seen = ub.stats()
     assert (1, 1, 1) == (seen.stuck, seen.stuck_total, seen.expired_total)
@@ -230,8 +231,8 @@ def test_a_stuck_handler_is_logged_once(
         world.until(lambda: caplog.messages)
         end(world, ub, handler)
     (message,) = caplog.messages
-    assert message.startswith("sticky: the handler has run for 0.03 s on a batch of 1")
-    assert message.endswith("its worker is replaced (1 stuck, at most 2)")
+    assert message.startswith("sticky: the handler has run for 0.2 s on a batch of 1")
+    assert message.endswith("(stuck: 1, still at work or to be had: 1)")
 
 
 def test_a_handler_in_time_is_left_alone(world: World) -> None:

@@ -256,6 +256,7 @@ def test_short_inline_batches_starve_no_socket(hub: World) -> None:
     assert max(counts) <= 12
 
 
+@pytest.mark.timing  # it lingers for callers who come back as fast as before
 def test_lingering_for_the_missing_takes_no_processor(
     hub: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,7 @@ class Endings:
             logger,
             logging.ERROR,
             "%s: the handler has run for %g s on a batch of %d calls; %d that still "
-            "waited are given up, and its worker is replaced (%d stuck, at most %d)",
+            "waited are given up (stuck: %d, still at work or to be had: %d)",
             *(self._name, limit, size, told),
-            *(self._counters.stuck, 2 * self._collector.workers),
+            *(self._counters.stuck, self._collector.strands.places),
         )

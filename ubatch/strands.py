@@ -253,7 +253,8 @@ class Strands:
         with self._lock:
             now = monotonic()
             each_run = (now - batch.began) / (1 + outcome.reruns)
-            self.recent.add(now - each_run, now, batch.size)
+            if outcome.failure is None:  # what fails may fail at once
+                self.recent.add(now - each_run, now, batch.size)
             if self._observer is None:
                 return
             joined, newest = collector.counters.accepted(), collector.newest

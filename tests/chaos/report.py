@@ -26,6 +26,9 @@ each has two files once it has slept: a hub. gthread has 64 more threads.
 LEAST_RIGHT = 0.3
 """The share of requests that has to be right, or the trial has shown nothing."""
 
+ENOUGH_PAST = 5
+"""Batches past the limit, of which one at least has to be seen to be replaced."""
+
 
 class Row(NamedTuple):
     """One line of the table."""
@@ -72,7 +75,12 @@ def rows(
         Row("batches run more often than promised", _number(often), "0", often == 0),
         Row("batches that ran past handler_timeout", _number(past)),
         Row("of these, not noticed", _number(missed), "0", missed == 0),
-        Row("batches run in place of these", _number(replaced)),
+        Row(
+            "batches run in place of these",
+            _number(replaced),
+            "> 0" if past >= ENOUGH_PAST else "",
+            replaced > 0 or past < ENOUGH_PAST,
+        ),
         Row("right, share", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", enough),
         Row("latest answer, after its deadline", f"{ledger.latest():.2f} s"),
         Row("longest wait for a worker", f"{ledger.longest_at_the_door():.2f} s"),
