@@ -21,6 +21,7 @@ import gevent
 import gevent.event
 import psutil
 
+from tests.chaos.plan import one_of
 from ubatch import BackendError, DeadlineExceeded, Future, UBatch
 from ubatch.backends import BackendName
 from ubatch.batch import Batch
@@ -104,7 +105,7 @@ class Soak:
             self._call(random)
 
     def _call(self, random: Random) -> None:
-        kind = _one_of(random, SHARES)
+        kind = one_of(random, SHARES) or "plain"
         item = f"{kind} {random.random()} ".ljust(100, "x")
         way = self._ways.get(kind, self.batcher.ubatch)
         if kind == "cancel":
@@ -273,15 +274,6 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
         "batches": sum(isinstance(each, Batch) for each in everything),
         "futures": sum(isinstance(each, Future) for each in everything),
     }
-
-
-def _one_of(random: Random, shares: dict[str, float]) -> str:
-    rest = random.random()
-    for name, share in shares.items():
-        rest -= share
-        if rest < 0:
-            return name
-    return "plain"
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from ubatch.backends.thread import ThreadAlarm, ThreadLatch
 from ubatch.batch import Batch
 from ubatch.decorators import Batched
 from ubatch.endings import Endings
+from ubatch.life import close
 from ubatch.nesting import waiting_for
-from ubatch.ubatch import _close
 
 SOURCES = Path(ubatch.__file__).parent
 
@@ -173,7 +173,7 @@ def test_race_crossed(world: World, second: str) -> None:
         return
     if second == "stop":  # it was about to close the life when the call came
         ub.start()
-        with before(_close, "life.closed = True", submit):
+        with before(close, "life.closed = True", submit):
             ub.stop()
     elif second == "start":  # it did not find the collector either
         with before(UBatch._begin, "collector = life.publish", ub.start):
@@ -181,7 +181,7 @@ def test_race_crossed(world: World, second: str) -> None:
         ub.stop()
     elif second == "old stop":  # it has closed its life, and another one has begun
         ub.start()
-        with before(_close, "collector = life.collector or", live_on):
+        with before(close, "collector = life.collector or", live_on):
             ub.stop(timeout=5.0)
         assert not futures[0].done() and "started" in repr(ub)
         ub.stop()

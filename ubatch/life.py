@@ -6,6 +6,7 @@ down: the batcher and the collectors of its life all read it here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ubatch import process
@@ -52,3 +53,42 @@ class Life:
     def after(self) -> Life:
         """Return the life that follows this one, the same for all who ask."""
         return self._next.setdefault("life", Life())
+
+
+def close(life: Life, before: Collector | None) -> Collector | None:
+    """Have a life refuse new calls; return what has yet to end."""
+    life.closed = True
+    collector = life.collector or before  # a first call may just have made it
+    if collector is None or collector.ended or not collector.life.closed:
+        return None
+    return collector
+
+
+def end(collector: Collector, timeout: float | None) -> None:
+    """End a collector whose life is closed, and wait for that."""
+    backend = collector.backend
+    if not backend.alive():
+        return
+    backend.in_owner(collector.begin_stop)
+    if not collector.is_inside():
+        latch = backend.latch_here()
+        backend.in_owner(lambda: collector.at_end(latch.set))
+        latch.wait(timeout)
+        if not collector.ended:
+            backend.in_owner(collector.abandon)
+    collector.finalizer.detach()
+
+
+def have_done(collector: Collector, act: Callable[[], None]) -> None:
+    """Do what does not block; at once, unless the hub of another thread has to."""
+    if collector.backend.is_foreign():
+        collector.backend.soon(act)
+    elif collector.backend.alive():
+        act()
+
+
+def forget(life: Life, collector: Collector) -> None:
+    """Close a life whose batcher is garbage; what was accepted is run."""
+    life.closed = True
+    if not collector.inherited():
+        collector.backend.soon(collector.begin_stop)

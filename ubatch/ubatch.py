@@ -20,7 +20,7 @@ from ubatch.errors import Stopped, UBatchError
 from ubatch.executors import ExecutorOption
 from ubatch.future import Future
 from ubatch.isolation import ON_ERROR, OnError
-from ubatch.life import Life
+from ubatch.life import Life, close, end, forget, have_done
 from ubatch.log import tell
 from ubatch.nesting import running_batch, waiting_for
 from ubatch.options import Options
@@ -214,21 +214,21 @@ class UBatch(Calls[T, S]):
                 f"{self.name}: its own handler called stop(), which waits for the "
                 "handler to return; call it from elsewhere"
             )
-        collector = _close(life, before)
+        collector = close(life, before)
         if collector is not None:
-            _end(collector, timeout)
+            end(collector, timeout)
 
     def _stop_soon(self) -> None:
         """Refuse new calls and run those that were accepted; do not wait for them."""
-        collector = _close(self._life, self._in_this_process())
+        collector = close(self._life, self._in_this_process())
         if collector is not None:
-            _have_done(collector, collector.begin_stop)
+            have_done(collector, collector.begin_stop)
 
     def _give_up(self) -> None:
         """End what _stop_soon() has left; do not wait for that."""
         collector = self._in_this_process()
         if collector is not None and not collector.ended:
-            _have_done(collector, collector.abandon)
+            have_done(collector, collector.abandon)
 
     def with_options(self, *, deadline: float | None) -> View[T, S]:
         """Return a view of this batcher whose calls have other options.
@@ -379,7 +379,7 @@ class UBatch(Calls[T, S]):
         )
         # The strands do not hold the batcher: one that is forgotten without stop()
         # runs what was accepted, and ends.
-        made.finalizer = weakref.finalize(self, _forget, life, made)
+        made.finalizer = weakref.finalize(self, forget, life, made)
         made.finalizer.atexit = False
         collector = life.publish(made)
         self._collector = collector
@@ -410,44 +410,6 @@ class UBatch(Calls[T, S]):
     def _in_this_process(self) -> Collector | None:
         collector = self._life.collector or self._collector
         return None if collector is None or collector.inherited() else collector
-
-
-def _close(life: Life, before: Collector | None) -> Collector | None:
-    """Have a life refuse new calls; return what has yet to end."""
-    life.closed = True
-    collector = life.collector or before  # a first call may just have made it
-    if collector is None or collector.ended or not collector.life.closed:
-        return None
-    return collector
-
-
-def _end(collector: Collector, timeout: float | None) -> None:
-    """End a collector whose life is closed, and wait for that."""
-    backend = collector.backend
-    if not backend.alive():
-        return
-    backend.in_owner(collector.begin_stop)
-    if not collector.is_inside():
-        latch = backend.latch_here()
-        backend.in_owner(lambda: collector.at_end(latch.set))
-        latch.wait(timeout)
-        if not collector.ended:
-            backend.in_owner(collector.abandon)
-    collector.finalizer.detach()
-
-
-def _have_done(collector: Collector, act: Callable[[], None]) -> None:
-    """Do what does not block; at once, unless the hub of another thread has to."""
-    if collector.backend.is_foreign():
-        collector.backend.soon(act)
-    elif collector.backend.alive():
-        act()
-
-
-def _forget(life: Life, collector: Collector) -> None:
-    life.closed = True
-    if not collector.inherited():
-        collector.backend.soon(collector.begin_stop)
 
 
 def _weakly(method: Callable[[], Any]) -> Callable[[], Any]:

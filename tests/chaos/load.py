@@ -15,7 +15,7 @@ from typing import TextIO
 import gevent
 
 from tests.chaos.client import Request, ask
-from tests.chaos.plan import BATCHERS, BIG, DNS, MANNERS, shares_of
+from tests.chaos.plan import BATCHERS, BIG, DNS, MANNERS, one_of, shares_of
 
 LARGEST_BURST = 16
 
@@ -48,7 +48,7 @@ def bursts(
 
 
 def _request(random: Random, name: str, batcher: str) -> Request:
-    manner = _one_of(random, MANNERS)
+    manner = one_of(random, MANNERS)
     size = 100_000 if random.random() < BIG else random.randint(10, 200)
     return Request(
         name,
@@ -57,22 +57,13 @@ def _request(random: Random, name: str, batcher: str) -> Request:
         (
             ""
             if manner in ("leave", "reset", "part")
-            else _one_of(random, shares_of(batcher))
+            else one_of(random, shares_of(batcher))
         ),
         manner,
         random.randbytes(size // 2).hex(),
         random.random() < DNS,
         [random.uniform(0.0, 0.4) for _ in range(5 if manner == "slow" else 1)],
     )
-
-
-def _one_of(random: Random, shares: dict[str, float]) -> str:
-    rest = random.random()
-    for name, share in shares.items():
-        rest -= share
-        if rest < 0:
-            return name
-    return ""
 
 
 def _ask(port: int, request: Request, file: TextIO) -> None:

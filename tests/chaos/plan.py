@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from random import Random
 from typing import NamedTuple
 
 from ubatch.isolation import OnError
@@ -98,6 +99,16 @@ def shares_of(batcher: str) -> dict[str, float]:
     if batcher == "hub":
         del shares["exit"]
     return {**shares, "hang": BATCHERS[batcher].hangs}
+
+
+def one_of(random: Random, shares: dict[str, float]) -> str:
+    """Return one of these names, each as often as its share says; "" for the rest."""
+    rest = random.random()
+    for name, share in shares.items():
+        rest -= share
+        if rest < 0:
+            return name
+    return ""
 
 
 def answer_to(name: str, data: str) -> str:
