@@ -1,4 +1,4 @@
-"""How does the benchmark `serve` run gunicorn? All else comes by the command line."""
+"""How do `serve` and `demo` run gunicorn? All else is on the command line."""
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
 control_socket_disable = True
