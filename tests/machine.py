@@ -622,7 +622,7 @@ class Machine(RuleBasedStateMachine):
                 return call()
             finally:
                 if not native and self.backend == "gevent":
-                    Event().wait(0.0005)  # an error, if it is told again
+                    Event().wait(0.001)  # an error, if it is told again
 
         caller = (NativeCaller if native else self.world.spawn)(begin)
         self.world.until(lambda: begun)
