@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from numpy import arange, float64
 
+from tests.children import once, run
 from tests.fakes import Gated, Recorder, World
 from ubatch import UBatch, ubatch_decorator
 
@@ -168,3 +169,31 @@ def test_a_view_refuses_a_senseless_deadline() -> None:
     """with_options() checks as the constructor does."""
     with pytest.raises(ValueError, match="deadline"):
         UBatch(1, 0.0, handler=Recorder()).with_options(deadline=-1)
+
+
+def wait_for_ages(backend: str) -> list[int]:
+    """Have times that no clock counts to, wherever one may be given."""
+    from typing import Any
+
+    from ubatch import UBatch
+
+    chosen: Any = backend
+    ages = 10.0**300
+    ub: UBatch[int, int] = UBatch(
+        2, ages, handler=list, backend=chosen, linger="full", deadline=ages,
+        handler_timeout=ages,
+    ).start()  # fmt: skip
+    first = ub.with_options(deadline=ages).submit(1)
+    found = [ub.ubatch(2), first.result(timeout=ages)]
+    ub.stop(timeout=ages)
+    return found
+
+
+@once
+@pytest.mark.parametrize(
+    "backend, loop",
+    [("gevent", "libev-cext"), ("gevent", "libuv-cffi"), ("thread", "libev-cext")],
+)
+def test_a_time_may_be_longer_than_a_clock_counts(backend: str, loop: str) -> None:
+    """It means for ever, on every loop; it used to end in an error of libuv's."""
+    assert [2, 1] == run(wait_for_ages, backend, env={"GEVENT_LOOP": loop})

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SHORTEST_WAIT = 0.001
 """Seconds; epoll counts in milliseconds, and libuv warns of less."""
 
+LONGEST_WAIT = 1e9
+"""Seconds, 30 years; libuv counts milliseconds, and not beyond 64 bits."""
+
 MOST_WORKERS = 100_000
 """More than any machine can run; a pool's semaphore counts no further than 2 ** 31."""
 
@@ -70,7 +73,7 @@ def seconds(option: str, value: float) -> float:
         raise ValueError(
             f"{option} must be 0 seconds or more, and finite, not {shown(value)}"
         )
-    return time
+    return min(time, LONGEST_WAIT)
 
 
 def limit(option: str, value: float | None) -> float | None:
