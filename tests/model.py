@@ -52,6 +52,7 @@ class Call:
         self.shape = shape
         self.batch: Batch | None = None  # None while it is not known which
         self.end: End | None = None
+        self.doomed = False  # it is cancelled, unless a worker is quicker
 
     def __repr__(self) -> str:
         return f"<call {self.number} {self.shape}: {self.end or 'alive'}>"
@@ -161,6 +162,16 @@ class Model:
         call.end = end
         self.counts[end.counter] += 1
 
+    def give_up(self, call: Call) -> None:
+        """Cancel a call that waits, if its batch is not closed just now."""
+        self.finish(call, CANCELLED)
+        call.doomed = True
+
+    def _revive(self, call: Call) -> None:
+        """Take note that a worker was quicker than cancel(): the call runs on."""
+        self.counts[CANCELLED.counter] -= 1
+        call.end = None
+
     def tidy(self) -> None:
         """Take those that have ended out of what waits: all is at rest."""
         arriving, self.arriving = self.arriving, []
@@ -199,6 +210,9 @@ class Model:
             wanted = [one for one in batch.calls if one.end is None or one in calls]
             assert wanted == calls, f"{calls} instead of {wanted}"
             batch.life.waiting.remove(batch)
+        for call in calls:
+            if call.doomed:
+                self._revive(call)
         batch.calls = calls
         batch.size = len(calls)
         batch.life.running.append(batch)
