@@ -474,6 +474,7 @@ class Machine(RuleBasedStateMachine):
         self.compare()
 
     def is_at_rest(self) -> bool:
+        self.notice()  # first, as it may show that somebody is not yet due
         for one in self.watched:
             if one.has_ended():
                 assert one.is_due(), f"too early: {one}"
