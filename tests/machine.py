@@ -108,6 +108,8 @@ class Machine(RuleBasedStateMachine):
         self.model: Model
         self.pool: Any = None
         gevent.get_hub().threadpool  # makes it
+        gc.collect()
+        gc.freeze()  # what a failed run left is not this one's
         self.threads_before = set(sys._current_frames())
         self.files_before = open_files()
         self.armed_before = gevent.get_hub().loop.activecnt  # timers, and the like
@@ -176,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         if free and model.broken:
             return  # how many it takes at once is not foreseeable, ...
         if free and (afar or self.backend == "thread") and model.is_full(count):
-            return  # ... nor which of them run before the last one comes too late
+            return  # ... nor how many come too late, or are taken before they leave
         one_by_one = free and self.backend == "thread" and model.linger != "full"
         caller = self.spawn(afar, lambda: self.ub.map(items, return_exceptions=keep))
         if model.life.closed:
@@ -472,6 +474,7 @@ class Machine(RuleBasedStateMachine):
         self.compare()
 
     def is_at_rest(self) -> bool:
+        self.notice()  # first, as it may show that somebody is not yet due
         for one in self.watched:
             if one.has_ended():
                 assert one.is_due(), f"too early: {one}"

@@ -52,7 +52,7 @@ class Call:
         self.shape = shape
         self.batch: Batch | None = None  # None while it is not known which
         self.end: End | None = None
-        self.unless_it_runs = False  # it has ended so, unless a worker was faster
+        self.doomed = False  # it is cancelled, unless a worker is quicker
 
     def __repr__(self) -> str:
         return f"<call {self.number} {self.shape}: {self.end or 'alive'}>"
@@ -165,6 +165,16 @@ class Model:
         if end is EXPIRED and call.batch is not None:
             call.batch.hurried = True
 
+    def give_up(self, call: Call) -> None:
+        """Cancel a call that waits, if its batch is not closed just now."""
+        self.finish(call, CANCELLED)
+        call.doomed = True
+
+    def _revive(self, call: Call) -> None:
+        """Take note that a worker was quicker than cancel(): the call runs on."""
+        self.counts[CANCELLED.counter] -= 1
+        call.end = None
+
     def tidy(self) -> None:
         """Take those that have ended out of what waits: all is at rest."""
         arriving, self.arriving = self.arriving, []
@@ -172,8 +182,6 @@ class Model:
             self._join(call)
         for life in self.lives:
             for batch in life.waiting:
-                for call in batch.calls:
-                    call.unless_it_runs = False
                 batch.calls = batch.alive()
             life.waiting = [batch for batch in life.waiting if batch.calls]
 
@@ -202,10 +210,6 @@ class Model:
     def close(self, calls: list[Call]) -> Batch:
         """Check a batch that the handler was given, and take it to be running."""
         assert 0 < len(calls) <= self.max_size, f"a batch of {len(calls)}"
-        for call in calls:
-            if call.end is not None and call.unless_it_runs:
-                self.counts[call.end.counter] -= 1
-                call.end, call.unless_it_runs = None, False
         batch = calls[0].batch
         if batch is None:
             batch = self._arrived(calls)
@@ -215,6 +219,9 @@ class Model:
             wanted = [one for one in batch.calls if one.end is None or one in calls]
             assert wanted == calls, f"{calls} instead of {wanted}"
             batch.life.waiting.remove(batch)
+        for call in calls:
+            if call.doomed:
+                self._revive(call)
         batch.calls = calls
         batch.size = len(calls)
         batch.life.running.append(batch)

@@ -177,8 +177,7 @@ class Mapped(Watched):
         for call in self.calls:
             batch = call.batch
             if call.end is None and (batch is None or batch in batch.life.waiting):
-                model.finish(call, CANCELLED)
-                call.unless_it_runs = True
+                model.give_up(call)
 
     def check(self) -> None:
         error, failed = self.caller.error, self.failed()
