@@ -469,7 +469,7 @@ class Machine(RuleBasedStateMachine):
         deadline = time.monotonic() + PATIENCE
         while not (and_also() and self.is_at_rest()):
             assert time.monotonic() < deadline, f"no rest: {self.difference()}"
-            gevent.sleep(0.0002) if self.backend == "gevent" else time.sleep(0.0002)
+            gevent.sleep(0.001) if self.backend == "gevent" else time.sleep(0.0002)
         self.model.tidy()
         self.compare()
 
