@@ -60,6 +60,9 @@ EXECUTORS = {
     "gevent": ["threadpool", "inline", "hub_threadpool", "futures", "gevent pool"],
     "thread": ["threadpool", "inline", "futures"],
 }
+if gevent.config.loop.__module__.startswith("gevent.libuv"):
+    # A run ends by killing the hub's own pool, which on libuv takes no task after that.
+    EXECUTORS["gevent"].remove("hub_threadpool")
 ENOUGH = 16
 """Threads of an executor of ours: handlers of lives that were given up keep theirs."""
 
