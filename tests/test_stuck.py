@@ -230,7 +230,8 @@ def test_a_stuck_handler_is_logged_once(
             ub.ubatch("stuck")
         world.until(lambda: caplog.messages)
         end(world, ub, handler)
-    (message,) = caplog.messages
+    assert 1 == ub.stats().stuck_total
+    (message,) = [one for one in caplog.messages if "(stuck: 1" in one]
     assert message.startswith("sticky: the handler has run for 0.2 s on a batch of 1")
     assert message.endswith("(stuck: 1, still at work or to be had: 1)")
 

@@ -179,7 +179,8 @@ class Endings:
         self._counters.stuck_total += 1
         collector.deadlines.forget(batch)
         collector.strands.replace(batch)
-        log = partial(self._log_stuck, batch.size, limit, len(told))
+        figures = limit, batch.size, len(told), self._counters.stuck
+        log = partial(self._log_stuck, *figures, collector.strands.places)
         collector.backend.defer(log)
         return self._finish(batch, told)
 
@@ -227,12 +228,11 @@ class Endings:
             exc_info=(type(error), error, error.__traceback__),
         )
 
-    def _log_stuck(self, size: int, limit: float, told: int) -> None:
+    def _log_stuck(self, *figures: float) -> None:
         tell(
             logger,
             logging.ERROR,
             "%s: the handler has run for %g s on a batch of %d calls; %d that still "
             "waited are given up (stuck: %d, still at work or to be had: %d)",
-            *(self._name, limit, size, told),
-            *(self._counters.stuck, self._collector.strands.places),
+            *(self._name, *figures),
         )
