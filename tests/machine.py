@@ -178,10 +178,10 @@ class Machine(RuleBasedStateMachine):
     def map(self, count: int, keep: bool, afar: bool) -> None:
         items = [self.item() for _ in range(count)]
         model, free = self.model, self.model.has_free_worker()
-        if free and model.broken:
-            return  # how many it takes at once is not foreseeable, ...
+        if model.broken:
+            return  # which of them fail before the rest is given up is not foreseeable,
         if free and (afar or self.backend == "thread") and model.is_full(count):
-            return  # ... nor how many come too late, or are taken before they leave
+            return  # nor how many come too late, or are taken before they leave
         one_by_one = free and self.backend == "thread" and model.linger != "full"
         caller = self.spawn(afar, lambda: self.ub.map(items, return_exceptions=keep))
         if model.life.closed:
@@ -201,6 +201,7 @@ class Machine(RuleBasedStateMachine):
         self.rest()
 
     def gives_up(self, caller: Caller, joined: list[Call]) -> None:
+        self.model.life.called = True
         for call in joined:
             self.model.finish(call, CANCELLED)
         self.model.counts["rejected"] += 1
@@ -402,6 +403,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def break_executor(self) -> None:
         """Shut the executor down, while handlers run."""
+        if any(isinstance(one, Mapped) for one in self.watched):
+            return  # see map()
         self.pool.shutdown(wait=False)
         self.model.broken = True
         self.rest()
