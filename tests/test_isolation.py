@@ -16,7 +16,8 @@ import pytest
 
 from tests.fakes import Recorder, World
 from ubatch import BadBatchOutputSize, DeadlineExceeded, HandlerExit, UBatch
-from ubatch.isolation import answer_apart
+from ubatch.batch import Job
+from ubatch.isolation import Answered, always, answer_apart
 
 
 class Picky:
@@ -43,9 +44,14 @@ def picky(items: list[int]) -> list[int]:
     return [2 * item for item in items]
 
 
+def apart(handler: Any, size: int, wanted: Callable[[], bool] = always) -> Answered:
+    """Answer as many calls, whose items are their numbers."""
+    return answer_apart(Job(handler, size, [list(range(size))], {}), wanted)
+
+
 def check(size: int, bad: tuple[int, ...]) -> None:
     handler = Picky(bad)
-    answered = answer_apart(handler, size, [list(range(size))], {})
+    answered = apart(handler, size)
     assert len(handler.runs) == answered.reruns + 1
     assert len(handler.runs) <= 2 * len(bad) * math.log2(size) + 1 or not bad
     for item, answer in enumerate(answered.answers):
@@ -72,7 +78,7 @@ def test_the_number_of_runs_is_bounded_for_every_set_of_bad_calls(size: int) -> 
     for count in range(1, size + 1):
         for bad in itertools.combinations(range(size), count):
             handler = Picky(bad)
-            answers = answer_apart(handler, size, [list(range(size))], {}).answers
+            answers = apart(handler, size).answers
             assert len(handler.runs) <= 2 * count * math.log2(size) + 1
             assert all(isinstance(answers[item], ValueError) for item in bad)
             good = [answers[item] for item in range(size) if item not in bad]
@@ -84,7 +90,7 @@ def test_the_number_of_runs_is_bounded_for_every_set_of_bad_calls(size: int) -> 
 def test_a_handler_that_fails_for_everything_is_recognised(size: int) -> None:
     """After as many runs as one bad call may cost it is not asked again."""
     handler = Picky(range(size))
-    answered = answer_apart(handler, size, [list(range(size))], {})
+    answered = apart(handler, size)
     assert 2 * math.ceil(math.log2(size)) + 1 == len(handler.runs)
     assert all(isinstance(answer, ValueError) for answer in answered.answers)
 
@@ -92,7 +98,7 @@ def test_a_handler_that_fails_for_everything_is_recognised(size: int) -> None:
 def test_nobody_waits_so_nothing_runs_again() -> None:
     """Once all callers are gone, the search ends."""
     handler = Picky([3])
-    answer_apart(handler, 8, [list(range(8))], {}, lambda: len(handler.runs) < 3)
+    apart(handler, 8, lambda: len(handler.runs) < 3)
     assert 3 == len(handler.runs)
 
 
@@ -107,7 +113,7 @@ def test_an_exit_is_not_tried_again() -> None:
 
     runs: list[list[int]] = []
     with pytest.raises(HandlerExit):
-        answer_apart(handler, 8, [list(range(8))], {})
+        apart(handler, 8)
     assert 2 == len(runs)
 
 

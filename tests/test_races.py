@@ -33,7 +33,7 @@ from ubatch import (
 )
 from ubatch.backends.inbox import Inbox
 from ubatch.backends.thread import ThreadAlarm, ThreadLatch
-from ubatch.batch import Batch
+from ubatch.batch import Batch, Job
 from ubatch.decorators import Batched
 from ubatch.endings import Endings
 from ubatch.life import close
@@ -241,7 +241,7 @@ def test_race_given_up(world: World) -> None:
     collector = ub._collector
     assert collector is not None
     (batch,) = collector.running_batches()
-    assert (handler, ([[1]], {})) == batch.job()
+    assert Job(handler, 1, [[1]], {}) == batch.job()
     with before(Batch.job, "handler = self.handler", collector.abandon):
         assert batch.job() is None
     handler.gate.open()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ubatch.errors import BadBatchOutput, BadBatchOutputSize, Failure, HandlerExit
 
@@ -26,6 +26,27 @@ Caller = Hashable
 
 Told = tuple[Caller, Any]
 """Whom, and what: an answer, or a Failure."""
+
+
+class Job(NamedTuple):
+    """What a handler is given; can be pickled if that can."""
+
+    handler: Handler
+    size: int
+    """Calls."""
+    args: list[list[Any]]
+    """One list of the calls' for each of their positional arguments."""
+    kwargs: dict[str, list[Any]]
+    """The same for each by name."""
+
+    def part(self, start: int, stop: int) -> Job:
+        """Return some of its calls, in lists of their own."""
+        return Job(
+            self.handler,
+            stop - start,
+            [column[start:stop] for column in self.args],
+            {name: column[start:stop] for name, column in self.kwargs.items()},
+        )
 
 
 class Batch:
@@ -122,7 +143,7 @@ class Batch:
             {name: [kwargs[name] for _, kwargs in items] for name in names},
         )
 
-    def job(self) -> tuple[Handler, tuple[list[Any], dict[str, list[Any]]]] | None:
+    def job(self) -> Job | None:
         """Return what is to be run, and with what; None if it was given up meanwhile.
 
         Safe from any thread, without the lock.
@@ -133,7 +154,7 @@ class Batch:
         #       what it is to be given.
         inputs = self.inputs
         handler = self.handler
-        return None if handler is None else (handler, inputs)
+        return None if handler is None else Job(handler, self.size, *inputs)
 
     def leave(self, caller: Caller, now: float) -> None:
         """Take a call out: its caller has left, or its time is up."""
@@ -166,9 +187,7 @@ def shape_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Shape:
     return len(args), tuple(sorted(kwargs))
 
 
-def answer(
-    handler: Handler, size: int, args: list[Any], kwargs: dict[str, Any]
-) -> list[Any]:
+def answer(job: Job) -> list[Any]:
     """Call the handler; return one answer per call.
 
     Runs where the handler runs: on a worker, or in another process.
@@ -178,7 +197,7 @@ def answer(
         HandlerExit: The handler ended with something that is not an Exception.
     """
     try:
-        return _one_per_call(handler(*args, **kwargs), size)
+        return _one_per_call(job.handler(*job.args, **job.kwargs), job.size)
     except Exception:
         raise
     except BaseException as error:

@@ -15,9 +15,9 @@ from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
 
-from ubatch.batch import Batch, Handler, failures_apart
+from ubatch.batch import Batch, Job, failures_apart
 from ubatch.errors import BackendError, Failure
-from ubatch.isolation import Answer, Answered
+from ubatch.isolation import Answer, Answered, always
 from ubatch.log import tell
 from ubatch.nesting import running_batch
 from ubatch.options import shown
@@ -263,11 +263,7 @@ class FuturesExecutor:
             job = batch.job()
             if job is None:
                 return _outcome(NOBODY_WAITS, began)
-            handler, (args, kwargs) = job
-            answer = batch.collector.answer
-            sent = self._executor.submit(
-                _afresh, answer, handler, batch.size, args, kwargs
-            )
+            sent = self._executor.submit(_afresh, batch.collector.answer, job)
             answered: Answered = self._wait(sent)
             return _outcome(answered, began)
         except Exception as error:  # the handler's, or a broken executor's
@@ -333,15 +329,11 @@ def _answer_inside(batch: Batch) -> Answered:
     job = batch.job()
     if job is None:
         return NOBODY_WAITS
-    handler, (args, kwargs) = job
-    answer = batch.collector.answer
-    return answer(handler, batch.size, args, kwargs, batch.wanted)
+    return batch.collector.answer(job, batch.wanted)
 
 
-def _afresh(
-    answer: Answer, handler: Handler, size: int, args: Any, kwargs: Any
-) -> Answered:
-    return Context().run(answer, handler, size, args, kwargs)
+def _afresh(answer: Answer, job: Job) -> Answered:
+    return Context().run(answer, job, always)
 
 
 def _is_gevent_pool(option: object) -> bool:

@@ -10,9 +10,9 @@ since its own error is what its caller is to get.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from ubatch.batch import Handler, answer
+from ubatch.batch import Job, answer
 from ubatch.errors import HandlerExit
 
 OnError = Literal["fail", "isolate"]
@@ -30,46 +30,28 @@ class Answered(NamedTuple):
     """What the first run raised."""
 
 
-class Answer(Protocol):
-    """How the handler is called for a batch."""
+Wanted = Callable[[], bool]
+"""Asked before each further run; False once nobody waits any more."""
 
-    def __call__(
-        self,
-        handler: Handler,
-        size: int,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        wanted: Callable[[], bool] = ...,
-        /,
-    ) -> Answered: ...
+Answer = Callable[[Job, Wanted], Answered]
+"""How the handler is called for a batch."""
 
 
-def _always() -> bool:
+def always() -> bool:
+    """Be wanted, as far as can be told from another process."""
     return True
 
 
-def answer_whole(
-    handler: Handler,
-    size: int,
-    args: list[Any],
-    kwargs: dict[str, Any],
-    wanted: Callable[[], bool] = _always,
-) -> Answered:
+def answer_whole(job: Job, wanted: Wanted) -> Answered:
     """Call the handler once.
 
     Raises:
         Exception: As answer().
     """
-    return Answered(answer(handler, size, args, kwargs), 0, None)
+    return Answered(answer(job), 0, None)
 
 
-def answer_apart(
-    handler: Handler,
-    size: int,
-    args: list[Any],
-    kwargs: dict[str, Any],
-    wanted: Callable[[], bool] = _always,
-) -> Answered:
+def answer_apart(job: Job, wanted: Wanted) -> Answered:
     """Call the handler; if that fails, call it on parts, so that only the bad fail.
 
     For k bad calls of n that is at most ``2 * k * log2(n) + 1`` runs: where one half of
@@ -78,21 +60,18 @@ def answer_apart(
     handler is taken to fail whatever it gets: the calls that did not stand alone by
     then get the error of the whole.
 
-    Args:
-        wanted: Asked before each further run; False once nobody waits any more.
-
     Raises:
         HandlerExit: A run ended with something that is not an Exception.
         Exception: What the handler raised for a batch of one.
     """
     # A handler may empty its lists: it gets copies, as it may be run again.
-    search = _Search(handler, size, args, kwargs, wanted)
+    search = _Search(job, wanted)
     try:
-        if not search.run(0, size):
-            search.find(0, size)
+        if not search.run(0, job.size):
+            search.find(0, job.size)
     finally:
         search.let_go()
-    if size == 1 and search.first is not None:
+    if job.size == 1 and search.first is not None:
         raise search.first
     return Answered(search.answers, search.runs - 1, search.first)
 
@@ -100,34 +79,20 @@ def answer_apart(
 class _Search:
     """One batch, its answers so far, and how many runs they took."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        size: int,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        wanted: Callable[[], bool],
-    ) -> None:
-        self.answers: list[Any] = [None] * size
+    def __init__(self, job: Job, wanted: Wanted) -> None:
+        self.answers: list[Any] = [None] * job.size
         self.runs = 0
         self.first: Exception | None = None  # what the first one raised
         self._failed = 0  # how many of them
-        self._handler = handler
-        self._args = args
-        self._kwargs = kwargs
+        self._job = job
         self._wanted = wanted
-        self._most_in_vain = 2 * (size - 1).bit_length() + 1
+        self._most_in_vain = 2 * (job.size - 1).bit_length() + 1
 
     def run(self, start: int, stop: int) -> bool:
         """Run the calls of one part; tell whether they are all good."""
         self.runs += 1
         try:
-            self.answers[start:stop] = answer(
-                self._handler,
-                stop - start,
-                [column[start:stop] for column in self._args],
-                {name: column[start:stop] for name, column in self._kwargs.items()},
-            )
+            self.answers[start:stop] = answer(self._job.part(start, stop))
         except HandlerExit:
             raise
         except Exception as error:
@@ -156,7 +121,7 @@ class _Search:
 
     def let_go(self) -> None:
         """Keep nothing alive that errors refer to by way of their frames."""
-        self._args, self._kwargs = [], {}
+        del self._job
 
     def _in_vain(self) -> bool:
         if self._failed == self.runs and self.runs >= self._most_in_vain:
