@@ -30,6 +30,41 @@ LAYERS = {
     "waiting": {"batch", "policy"},
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
+    "wire": set(),
+    "channel": {"wire"},
+    "arrays": set(),
+    "parcel": {"arrays", "errors", "wire"},
+    "spawn": {"backends.native", "channel", "process"},
+    "model": {
+        *("backends.native", "batch", "channel", "errors", "isolation", "options"),
+        *("parcel", "spawn", "wire"),
+    },
+    "address": {"errors", "options"},
+    "calling": {"options", "parcel", "wire"},
+    "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
+    "remote": {
+        *("address", "batch", "calling", "channel", "errors", "executors", "link"),
+        *("log", "options", "origin", "wire"),
+    },
+    "session": {
+        *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),
+    },
+    "forward": {"batch", "errors", "executors", "parcel", "processes", "session"},
+    "server": {
+        *("address", "channel", "errors", "forward", "log", "processes", "session"),
+        *("ubatch", "wire"),
+    },
+    "cli": {
+        *("address", "backends.native", "channel", "errors", "forward", "isolation"),
+        *("options", "policy", "server", "spawn", "ubatch", "wire"),
+    },
+    "__main__": {"cli"},
+    "keeper": {"errors", "log", "parcel", "spawn", "wire"},
+    "origin": {"batch", "errors", "executors", "parcel", "wire"},
+    "processes": {
+        *("batch", "errors", "executors", "isolation", "keeper", "options", "origin"),
+        *("parcel", "process", "wire"),
+    },
     "pace": {"policy"},
     "strands": {"batch", "errors", "executors", "log", "options", "pace", "policy"},
     "endings": {"batch", "errors", "executors", "future", "log"},
@@ -46,13 +81,13 @@ LAYERS = {
     "backends.inbox": {"process"},
     "backends.gevent": {
         *("backends.inbox", "backends.thread", "errors", "executors", "future"),
-        "options",
+        *("options", "process"),
     },
     "calls": {"future"},
     "ubatch": {
         *("backends", "calls", "collector", "errors", "executors", "future"),
         *("isolation", "life", "log", "nesting", "options", "policy", "process"),
-        *("registry", "stats"),
+        *("registry", "remote", "stats"),
     },
     "decorators": {
         *("backends", "calls", "executors", "future", "isolation", "options"),
@@ -61,10 +96,10 @@ LAYERS = {
     "drain": {"log", "registry", "stats", "ubatch"},
     "flask": {"errors", "log"},
     "gunicorn": {"drain", "log", "registry", "ubatch"},
-    "": {"decorators", "errors", "future", "stats", "ubatch"},
+    "": {"decorators", "errors", "future", "processes", "remote", "stats", "ubatch"},
 }
 ONLY_IN = {
-    "gevent": {"backends.gevent", "backends.inbox", "executors"},
+    "gevent": {"backends.gevent", "backends.inbox", "executors", "server"},
     "greenlet": {"backends.gevent"},
     "threading": {"backends.thread"},
     "_thread": {"backends.native", "backends.thread"},

@@ -10,10 +10,14 @@ from ubatch.errors import (
     HandlerExit,
     HandlerNotSet,
     QueueFull,
+    RemoteError,
     Stopped,
     UBatchError,
+    WorkerLost,
 )
 from ubatch.future import Future
+from ubatch.processes import ProcessExecutor
+from ubatch.remote import ServerExecutor
 from ubatch.stats import Stats
 from ubatch.ubatch import UBatch
 
@@ -26,10 +30,14 @@ __all__ = [
     "HandlerAlreadySet",
     "HandlerExit",
     "HandlerNotSet",
+    "ProcessExecutor",
     "QueueFull",
+    "RemoteError",
+    "ServerExecutor",
     "Stats",
     "Stopped",
     "UBatch",
     "UBatchError",
+    "WorkerLost",
     "ubatch_decorator",
 ]

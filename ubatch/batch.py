@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +46,18 @@ class Job(NamedTuple):
             stop - start,
             [column[start:stop] for column in self.args],
             {name: column[start:stop] for name, column in self.kwargs.items()},
+        )
+
+    def pick(self, calls: Sequence[int]) -> Job:
+        """The same for any of them."""
+        return Job(
+            self.handler,
+            len(calls),
+            [[column[call] for call in calls] for column in self.args],
+            {
+                name: [column[call] for call in calls]
+                for name, column in self.kwargs.items()
+            },
         )
 
 
@@ -155,6 +167,29 @@ class Batch:
         inputs = self.inputs
         handler = self.handler
         return None if handler is None else Job(handler, self.size, *inputs)
+
+    def call_of(self, caller: Caller) -> int:
+        """Return which of the calls that were frozen is a caller's."""
+        return self._callers.index(caller)
+
+    def seconds_left(
+        self, calls: Sequence[int], now: float
+    ) -> list[float | None] | None:
+        """Return what some calls have left until their deadlines, if any has one."""
+        deadlines = self.deadlines
+        if not deadlines:
+            return None
+        found = [deadlines.get(self._callers[call]) for call in calls]
+        return [None if each is None else each[0] - now for each in found]
+
+    def answer(self, answers: list[tuple[int, Any]]) -> list[Told]:
+        """Take some answers in before the others; return what to tell whom."""
+        told = [(self._callers[call], answer) for call, answer in answers]
+        told = [one for one in told if one[0] in self.calls]
+        for caller, _ in told:
+            del self.calls[caller]
+            self.deadlines.pop(caller, None)
+        return told
 
     def leave(self, caller: Caller, now: float) -> None:
         """Take a call out: its caller has left, or its time is up."""

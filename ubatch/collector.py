@@ -16,7 +16,7 @@ from ubatch import process
 from ubatch.batch import ONE_ITEM, Batch, Caller, Handler, Shape, shape_of
 from ubatch.deadlines import Deadlines
 from ubatch.endings import Endings
-from ubatch.errors import BackendError, QueueFull, Stopped
+from ubatch.errors import BackendError, Failure, QueueFull, Stopped
 from ubatch.executors import Executor
 from ubatch.future import Future
 from ubatch.isolation import Answer, answer_apart, answer_whole
@@ -49,10 +49,15 @@ class Collector:
         options: Options,
         life: Life,
         backend: Backend,
-        executor: Executor,
+        executor: Callable[[Callable[[], object]], Executor],
         counters: Counters,
         handler: Callable[[], Handler | None],
     ) -> None:
+        """Take what one life in one process has.
+
+        Args:
+            executor: Makes it, given what to call when its places change.
+        """
         self.name = name
         self.workers = options.workers
         self.life = life
@@ -71,9 +76,10 @@ class Collector:
             self.answer = answer_apart
         self._max_size = options.max_size
         self._max_pending = options.max_pending
-        self._executor = executor
+        self._executor = executor(self.places_changed)
+        self.places = self._executor.places
         self._handler = handler  # does not keep the batcher alive; its batches do
-        self.strands = Strands(self, options, executor)
+        self.strands = Strands(self, options, self._executor)
         self.endings = Endings(self)
         lead = self.strands.recent.lead if options.shed else _no_lead
         self.deadlines = Deadlines(backend.alarm(self.endings.ring), lead)
@@ -176,10 +182,32 @@ class Collector:
         if end:
             self.end()
 
+    def places_changed(self) -> None:
+        """Look at what waits: a process is ready, or there will be none soon."""
+        with self.lock:
+            trouble = self.places and self.places.trouble
+            left = self.waiting.take_all() if trouble else []
+        if trouble:
+            self.endings.fail(left, trouble)
+        self.strands.look()
+
+    def left(self, batch: Batch, caller: Caller) -> None:
+        """Take note that a caller leaves a batch that runs; under the lock."""
+        if self.places is not None:
+            self.places.left(batch, batch.call_of(caller))
+
+    def give_up(self, batch: Batch) -> None:
+        """End the process of a batch that nobody waits for any more; under the lock."""
+        if self.places is not None:
+            self.places.give_up(batch)
+
     def abandon(self) -> None:
         """End every call that is still there; their callers get Stopped."""
         with self.lock:
-            left = [*self.waiting.take_all(), *self.strands.running]
+            running = list(self.strands.running)
+            left = [*self.waiting.take_all(), *running]
+            for batch in running:
+                self.give_up(batch)
         self.endings.fail(left, self._stopped())
         self.strands.look()
 
@@ -233,6 +261,8 @@ class Collector:
     def _open_batch(self, shape: Shape, now: float) -> Batch:
         if self.strands.all_stuck:
             raise self.endings.stuck()
+        if self.places is not None and self.places.trouble is not None:
+            raise Failure(self.places.trouble).own()
         self.strands.hire_if_short(coming=True)
         handler = self._handler() if self.life.started else None  # or begin() sets it
         batch = Batch(self, shape, handler, now)

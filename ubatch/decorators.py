@@ -20,7 +20,7 @@ from typing import (
 from ubatch import options
 from ubatch.backends import BackendName
 from ubatch.calls import View
-from ubatch.executors import ExecutorOption
+from ubatch.executors import Elsewhere, ExecutorOption
 from ubatch.future import Future
 from ubatch.isolation import OnError
 from ubatch.policy import Linger
@@ -42,19 +42,40 @@ class Batched(Generic[T, R]):
     batches alone.
     """
 
+    _elsewhere = False  # its handler is in another process
+
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._arguments = arguments  # of UBatch, but the handler
         # Itself as the handler, which a process pool can be sent by name.
         handler: Any = self
+        self._elsewhere = isinstance(arguments.get("executor"), Elsewhere)
+        if self._elsewhere:
+            handler, name = None, arguments.get("name") or function.__qualname__
+            arguments = {**arguments, "name": name}
         self._batcher: UBatch[T, Any] = UBatch(handler=handler, **arguments).start()
         self._instances: dict[int, tuple[weakref.ref[Any], UBatch[T, Any]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """Call the function as it was written: with lists, at once."""
+        """Call the function as it was written: with lists, at once.
+
+        Where its handler is in another process, that answers what is in the lists.
+        """
+        if self._elsewhere:
+            return self._ask(args, kwargs)  # type: ignore[no-any-return]
         outputs: R = self._function(*args, **kwargs)
         return outputs
+
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names, columns = list(kwargs), [*args, *kwargs.values()]
+        calls = [
+            self._batcher.submit(
+                *row[: len(args)], **dict(zip(names, row[len(args) :]))
+            )
+            for row in zip(*columns, strict=True)
+        ]
+        return [call.result() for call in calls]
 
     @overload
     def ubatch(

@@ -52,6 +52,16 @@ class Endings:
         if batch.running:
             self._log_failure(batch, outcome)
 
+    def answer(self, batch: Batch, answers: list[tuple[int, Any]]) -> None:
+        """End some calls of a batch that runs, before the others."""
+        with self._lock:
+            if batch.settled:
+                return
+            told = batch.answer(answers)
+            self._count(batch, told)
+            ended = self._finish(batch, told)
+        self.tell(ended)
+
     def fail(self, batches: list[Batch], error: Exception) -> None:
         """End every call of these batches with an error of ours."""
         for batch in batches:
@@ -68,6 +78,8 @@ class Endings:
         """Give a call up on behalf of a caller that goes away."""
         with self._lock:
             if caller in batch.calls:
+                if batch.running:
+                    self._collector.left(batch, caller)
                 batch.leave(caller, monotonic())
                 batch.gone.discard(caller)  # there is nothing to hold back
                 self._counters.ended(was_running=batch.running, cancelled=1)
@@ -153,12 +165,10 @@ class Endings:
 
     def _settle(self, batch: Batch, outcome: Outcome) -> Ended:
         told = batch.settle(outcome.answers, outcome.failure)
-        failed = 0
         if outcome.failure is not None or outcome.failures:
-            failed = sum(type(answer) is Failure for _, answer in told)
-        self._counters.ended(
-            was_running=batch.running, results=len(told) - failed, failures=failed
-        )
+            self._count(batch, told)
+        else:
+            self._counters.ended(was_running=batch.running, results=len(told))
         self._collector.deadlines.forget(batch)
         return self._finish(batch, told)
 
@@ -178,11 +188,19 @@ class Endings:
         self._counters.stuck += 1
         self._counters.stuck_total += 1
         collector.deadlines.forget(batch)
+        collector.give_up(batch)
         collector.strands.replace(batch)
         figures = limit, batch.size, len(told), self._counters.stuck
         log = partial(self._log_stuck, *figures, collector.strands.places)
         collector.backend.defer(log)
         return self._finish(batch, told)
+
+    def _count(self, batch: Batch, told: list[Told]) -> None:
+        failed = sum(type(answer) is Failure for _, answer in told)
+        results = len(told) - failed
+        self._counters.ended(
+            was_running=batch.running, results=results, failures=failed
+        )
 
     def _finish(self, batch: Batch, told: list[Told]) -> Ended:
         """Finish the futures among those who are to be told."""

@@ -94,6 +94,31 @@ class BackendError(UBatchError):
     """The backend cannot be used here, or what ran the batches is gone."""
 
 
+class WorkerLost(BackendError):
+    """The process that ran this call, or was to run it, is gone (HTTP 503)."""
+
+
+class RemoteError(UBatchError):
+    """What a handler raised in another process, where its class is not known here."""
+
+    def __init__(self, message: str = "", kind: str = "") -> None:
+        """Say what it was.
+
+        Args:
+            message: Its class and its text.
+            kind: The name of its class, with its module.
+        """
+        super().__init__(message)
+        self.kind = kind
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an error in another process: the ``__cause__`` of that error."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 class Failure:
     """One exception and the traceback it arrived with, to be raised many times.
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
 
 from ubatch.batch import Batch, Job, failures_apart
-from ubatch.errors import BackendError, Failure
+from ubatch.errors import BackendError, Failure, UBatchError
 from ubatch.isolation import Answer, Answered, always
 from ubatch.log import tell
 from ubatch.nesting import running_batch
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from gevent.hub import Hub
     from gevent.threadpool import ThreadPool
 
+    from ubatch.backends.base import Backend
+    from ubatch.options import Options
+
 logger = logging.getLogger(__name__)
 
 ExecutorName = Literal["threadpool", "hub_threadpool", "inline"]
-ExecutorOption = Union[ExecutorName, "ThreadPool", futures.Executor]
+ExecutorOption = Union[ExecutorName, "ThreadPool", futures.Executor, "Elsewhere"]
 EXECUTORS: tuple[ExecutorName, ...] = ("threadpool", "hub_threadpool", "inline")
 
 HUB_STALL = 0.1
@@ -58,10 +61,36 @@ NOBODY_WAITS = Answered([], 0, None)
 """What a batch is answered with that was given up before its handler began."""
 
 
+class Places(Protocol):
+    """The processes in which batches run; there may be none at the moment.
+
+    Owner: called under the collector's lock.
+    """
+
+    @property
+    def vacant(self) -> bool:
+        """One of them is ready, and has no batch."""
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why there will be none soon; None while one may wait for that."""
+
+    def claim(self, batch: Batch) -> None:
+        """Keep a vacant one for a batch, which is then run() or given up()."""
+
+    def left(self, batch: Batch, call: int) -> None:
+        """Nobody waits for one call of a batch that runs any longer. Does not block."""
+
+    def give_up(self, batch: Batch) -> None:
+        """Nobody waits for a batch that runs any longer. Does not block."""
+
+
 class Executor(Protocol):
     """Where handlers run."""
 
     name: str
+    places: Places | None
+    """None where there is always a place for one more batch of a free worker."""
     fatal: tuple[type[BaseException], ...]
     """What a handler may raise that has to end the strand too."""
     overlaps: bool
@@ -79,6 +108,32 @@ class Executor(Protocol):
         """Let go of threads that were made here. Does not wait for handlers."""
 
 
+class Elsewhere:
+    """An option whose handler is made by another process: it has none of its own."""
+
+    label: str
+    """What it runs, for people."""
+
+    def fit(self, options: Options) -> Options:
+        """Return a batcher's options as this needs them."""
+        return options
+
+    def open(
+        self, name: str, backend: Backend, changed: Callable[[], object]
+    ) -> Executor:
+        """Return what runs the batches of one collector. Starts nothing.
+
+        Args:
+            name: The batcher's, for log lines.
+            changed: Called when ``places`` may have changed.
+        """
+        raise NotImplementedError
+
+    def handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand for the handler, where there has to be one."""
+        raise UBatchError(f"{self.label}: its handler is in another process")
+
+
 def check(option: object) -> None:
     """Refuse what cannot be an executor, as early as possible.
 
@@ -93,11 +148,12 @@ def check(option: object) -> None:
                 f"{', '.join(EXECUTORS)}, a concurrent.futures.Executor or a "
                 "gevent.threadpool.ThreadPool"
             )
-    elif not isinstance(option, futures.Executor) and not _is_gevent_pool(option):
-        raise TypeError(
-            f"executor must be a name, a concurrent.futures.Executor or a "
-            f"gevent.threadpool.ThreadPool, not {shown(option)}"
-        )
+    elif not isinstance(option, (futures.Executor, Elsewhere)):
+        if not _is_gevent_pool(option):
+            raise TypeError(
+                "executor must be a name, a ProcessExecutor, a concurrent.futures."
+                f"Executor or a gevent.threadpool.ThreadPool, not {shown(option)}"
+            )
 
 
 def name_of(option: ExecutorOption) -> str:
@@ -133,12 +189,14 @@ def for_gevent(option: ExecutorOption, workers: int, hub: Hub) -> Executor:
         return HubExecutor(hub)
     if isinstance(option, futures.Executor):
         return FuturesExecutor(option, _HubWait(hub))
+    assert not isinstance(option, Elsewhere)  # which opens itself
     return PoolExecutor(name_of(option), option, owned=False)
 
 
 class InlineExecutor:
     """Run the handler in the strand itself, a thread."""
 
+    places: Places | None = None
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = False  # the threads that call share the interpreter with it
     on_hub = False
@@ -198,6 +256,7 @@ class HubExecutor(InlineExecutor):
 class PoolExecutor:
     """Run the handler on a thread of a gevent thread pool."""
 
+    places: Places | None = None
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
@@ -239,6 +298,7 @@ class PoolExecutor:
 class FuturesExecutor:
     """Run the handler on somebody's ``concurrent.futures.Executor``."""
 
+    places: Places | None = None
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
@@ -262,10 +322,10 @@ class FuturesExecutor:
             # It may run elsewhere: send what can be pickled.
             job = batch.job()
             if job is None:
-                return _outcome(NOBODY_WAITS, began)
+                return outcome_of(NOBODY_WAITS, began)
             sent = self._executor.submit(_afresh, batch.collector.answer, job)
             answered: Answered = self._wait(sent)
-            return _outcome(answered, began)
+            return outcome_of(answered, began)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
 
@@ -312,12 +372,13 @@ def attempt(batch: Batch) -> Outcome:
     """
     began = monotonic()
     try:
-        return _outcome(Context().run(_answer_inside, batch), began)
+        return outcome_of(Context().run(_answer_inside, batch), began)
     except BaseException as error:
         return Outcome(None, Failure(error), monotonic() - began)
 
 
-def _outcome(answered: Answered, began: float) -> Outcome:
+def outcome_of(answered: Answered, began: float) -> Outcome:
+    """Return the outcome of a handler that began then, and has returned."""
     answers, failures = failures_apart(answered.answers)
     first = None if answered.first is None else Failure(answered.first)
     seconds = monotonic() - began

@@ -207,7 +207,9 @@ class Strands:
 
     def _close_one(self, now: float, hand: list[Batch]) -> tuple[Batch | None, float]:
         """Close the first batch that should be; else say when to look again."""
-        collector = self._collector
+        collector, places = self._collector, self._executor.places
+        if places is not None and not places.vacant:
+            return None, inf  # one is told when that changes
         batch, decision = collector.waiting.choose(
             self._rules, now, collector.life.closed, self._pace, self.recent.spare
         )
@@ -215,6 +217,8 @@ class Strands:
             return None, max(decision.look_again, TURN)
         hand.append(batch)
         self.running.add(batch)
+        if places is not None:
+            places.claim(batch)
         collector.waiting.remove(batch)
         size = len(batch.calls)
         collector.counters.closed(size, decision.reason, batch.queued(now))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Protocol, TypeVar
 
 from ubatch import backends, executors, options, process, registry
 from ubatch.backends import BACKENDS, BackendName
@@ -17,7 +18,7 @@ from ubatch.errors import Failure
 from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
 from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
-from ubatch.executors import ExecutorOption
+from ubatch.executors import Elsewhere, Executor, ExecutorOption
 from ubatch.future import Future
 from ubatch.isolation import ON_ERROR, OnError
 from ubatch.life import Life, close, end, forget, have_done
@@ -25,7 +26,11 @@ from ubatch.log import tell
 from ubatch.nesting import running_batch, waiting_for
 from ubatch.options import Options
 from ubatch.policy import LINGERS, Linger
+from ubatch.remote import MOST_AT_ONCE, ServerExecutor
 from ubatch.stats import Counters, Stats, nothing
+
+if TYPE_CHECKING:
+    from ubatch.backends.base import Backend
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -129,6 +134,14 @@ class UBatch(Calls[T, S]):
         self._backend = options.one_of("backend", backend, BACKENDS)
         executors.check(executor)
         self._executor = executor
+        if isinstance(executor, Elsewhere):
+            if handler is not None:
+                raise ValueError(
+                    f"handler={options.shown(handler)} and executor={executor!r}, "
+                    "which has its handler made elsewhere: leave one of them out"
+                )
+            handler, name = executor.handler, name or executor.label
+            self._options = executor.fit(self._options)
         self._deadline = options.limit("deadline", deadline)
         self._name = options.name(name)
         self._handler: Callable[..., Any] | None = None
@@ -138,6 +151,42 @@ class UBatch(Calls[T, S]):
         if handler is not None:
             self.set_handler(handler)
         registry.add(self)
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        retry: bool = False,
+        backend: BackendName = "auto",
+        deadline: float | None = None,
+        name: str | None = None,
+    ) -> UBatch[Any, Any]:
+        """Return a batcher, started, whose handler a model server runs.
+
+        The server, ``ubatch serve`` on this host, joins the calls of all processes that
+        are connected. Nothing is connected before the first call. Calls wait some
+        seconds for a server that is not there, and then get WorkerLost.
+
+        Args:
+            address: ``"unix:PATH"``: where it listens.
+            retry: Ask again, once, for what a server had that was lost; for handlers
+                that may be run again. Otherwise those calls get WorkerLost.
+            backend: As in UBatch.
+            deadline: As in UBatch; the server is told, and keeps it too.
+            name: For log lines and stats(); the address by default.
+
+        Raises:
+            ValueError: The address is none.
+        """
+        return cls(
+            MOST_AT_ONCE,
+            0.0,
+            executor=ServerExecutor(address, retry=retry),
+            backend=backend,
+            deadline=deadline,
+            name=name,
+        ).start()
 
     @property
     def name(self) -> str:
@@ -370,10 +419,10 @@ class UBatch(Calls[T, S]):
             counters = Counters(backend.lock())
         # Of two threads that make the first call at once, both make a collector; one
         # is taken, and the other has started nothing.
+        make = partial(_executor, self._executor, self.name, self._options, backend)
         made: Collector = backend.in_owner(
             lambda: Collector(
-                *(self.name, self._options, life, backend),
-                *(backend.executor(self._executor, self._options.threads), counters),
+                *(self.name, self._options, life, backend, make, counters),
                 _weakly(self._held),
             )
         )
@@ -421,6 +470,18 @@ def _weakly(method: Callable[[], Any]) -> Callable[[], Any]:
         return alive() if alive is not None else None
 
     return call
+
+
+def _executor(
+    option: ExecutorOption,
+    name: str,
+    options: Options,
+    backend: Backend,
+    changed: Callable[[], object],
+) -> Executor:
+    if isinstance(option, Elsewhere):
+        return option.open(name, backend, changed)
+    return backend.executor(option, options.threads)
 
 
 def _outcome(call: Future[Any], return_exceptions: bool) -> Any:

@@ -118,6 +118,18 @@ class Backend(Protocol):
     def again(self) -> Backend:
         """Return a backend of this kind, on the same hub if there is one."""
 
+    def wait_for(
+        self, fd: int, write: bool = False, timeout: float | None = None
+    ) -> bool:
+        """Wait until a file can be read, or written; False after *timeout* seconds.
+
+        Raises:
+            OSError: The waiter was copied by a fork, and the file is the parent's.
+        """
+
+    def wait_idly(self, fd: int) -> bool:
+        """The same, for what may never happen: it keeps no loop from ending."""
+
     def is_foreign(self) -> bool:
         """Tell whether the caller is where the state may not be touched."""
 

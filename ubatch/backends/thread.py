@@ -13,7 +13,7 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ubatch.backends.native import allocate_lock, start_thread
+from ubatch.backends.native import allocate_lock, start_thread, wait_for
 from ubatch.errors import BackendError
 from ubatch.future import Future
 
@@ -126,6 +126,14 @@ class ThreadBackend:
         self._callbacks.put(None)
         if left:  # perhaps since they have no thread yet
             self._start_callbacks()
+
+    def wait_for(
+        self, fd: int, write: bool = False, timeout: float | None = None
+    ) -> bool:
+        return wait_for(fd, write, timeout)
+
+    def wait_idly(self, fd: int) -> bool:
+        return wait_for(fd)
 
     def is_foreign(self) -> bool:
         return False

@@ -1,0 +1,191 @@
+"""How do frames get from one process to another?
+
+Over a Unix socket that never blocks: who has to wait does so as its backend waits, a
+greenlet in favour of its hub, a thread in the kernel. The sockets are ``_socket``'s,
+which no monkey-patching reaches.
+"""
+
+from __future__ import annotations
+
+from _socket import SHUT_RDWR, socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from ubatch.wire import (
+    HEADER,
+    LARGEST_FRAME,
+    Frame,
+    Kind,
+    Part,
+    WireError,
+    decode_header,
+    decode_sizes,
+    encode,
+)
+
+AHEAD = 64 * 1024
+"""Bytes to read at once; a frame that is smaller takes one system call."""
+
+AT_ONCE = 512
+"""Parts to send at once; Linux takes 1024."""
+
+
+class WaitFor(Protocol):
+    """Waits until a file descriptor can be read, or written."""
+
+    def __call__(
+        self, fd: int, write: bool = False, timeout: float | None = None
+    ) -> bool:
+        """Block this caller, *timeout* seconds at most; False if that was too short.
+
+        Raises:
+            OSError: This process was forked from the one that waited.
+        """
+
+
+class Channel:
+    """Sends and receives whole frames.
+
+    Owner: one receives at a time, and one sends; end() is for anybody. What receives
+    closes it, once nobody else has it: while it is waited for, its number must not be
+    given to another file.
+    """
+
+    def __init__(
+        self, sock: socket, wait_for: WaitFor, largest: int = LARGEST_FRAME
+    ) -> None:
+        sock.setblocking(False)
+        self.largest = largest
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._wait_for = wait_for
+        self._buffer = bytearray(AHEAD)
+        self._view = memoryview(self._buffer)
+        self._start = self._stop = 0  # what of it has been read, and not taken
+
+    def send(
+        self,
+        kind: Kind,
+        ident: int,
+        head: object,
+        parts: Sequence[Part] = (),
+        timeout: float | None = None,
+    ) -> None:
+        """Send one frame; blocks this caller until all of it is on its way.
+
+        Args:
+            timeout: Seconds that the other side may take none of it.
+
+        Raises:
+            OSError: The other side is gone.
+            TimeoutError: It takes nothing.
+            WireError: The frame is too large.
+        """
+        left = encode(kind, ident, head, parts)
+        size = sum(map(len, left))
+        if size > self.largest:
+            raise WireError(
+                f"a {kind.name} of {size} bytes; {self.largest} are allowed"
+            )
+        while left:
+            try:
+                sent = self._sock.sendmsg(left[:AT_ONCE])
+            except BlockingIOError:
+                if not self._wait_for(self._fd, True, timeout):
+                    raise TimeoutError(
+                        f"the other side has taken nothing for {timeout} seconds"
+                    ) from None
+            else:
+                _drop(left, sent)
+
+    def receive(self, timeout: float | None = None) -> Frame | None:
+        """Return the next frame; None at the end. Blocks this caller until then.
+
+        Args:
+            timeout: Seconds until something of it must have come, each time.
+
+        Raises:
+            OSError: The other side is gone.
+            TimeoutError: It says nothing.
+            WireError: What came is no frame, or ends too early.
+        """
+        if not self._fill(HEADER.size, timeout):
+            if self._start == self._stop:
+                return None
+            raise WireError("a frame that ends too early")
+        opened = decode_header(self._take(HEADER.size), self.largest)
+        sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
+        parts = [self._take(size, timeout) for size in sizes]
+        return Frame(opened.kind, opened.ident, parts)
+
+    def end(self) -> None:
+        """Have both sides find the end of it. Does not block."""
+        with suppress(OSError):  # it is there already
+            self._sock.shutdown(SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._sock.close()
+
+    def _fill(self, size: int, timeout: float | None) -> bool:
+        """Have *size* bytes in the buffer, that has room for them; False at the end."""
+        have = self._stop - self._start
+        if have >= size:
+            return True
+        if self._start + size > AHEAD:
+            self._buffer[:have] = self._buffer[self._start : self._stop]
+            self._start, self._stop = 0, have
+        elif not have:
+            self._start = self._stop = 0
+        while self._stop - self._start < size:
+            count = self._read(self._view[self._stop :], timeout)
+            if not count:
+                return False
+            self._stop += count
+        return True
+
+    def _take(self, size: int, timeout: float | None = None) -> bytearray:
+        """Take *size* bytes of a frame that has begun.
+
+        What is larger than the buffer is read to where it will stay.
+        """
+        if size <= AHEAD:
+            if not self._fill(size, timeout):
+                raise WireError("a frame that ends too early")
+            self._start += size
+            return self._buffer[self._start - size : self._start]
+        part = bytearray(size)
+        have = self._stop - self._start
+        part[:have] = self._buffer[self._start : self._stop]
+        self._start = self._stop = 0
+        with memoryview(part) as view:
+            while have < size:
+                count = self._read(view[have:], timeout)
+                if not count:
+                    raise WireError("a frame that ends too early")
+                have += count
+        return part
+
+    def _read(self, into: memoryview, timeout: float | None) -> int:
+        while True:
+            try:
+                return self._sock.recv_into(into)
+            except BlockingIOError:
+                if not self._wait_for(self._fd, False, timeout):
+                    raise TimeoutError(
+                        f"the other side has said nothing for {timeout} seconds"
+                    ) from None
+
+
+def _drop(left: list[Part], sent: int) -> None:
+    """Take what was sent out of what is to be."""
+    gone = 0
+    for part in left:
+        if len(part) > sent:
+            break
+        sent -= len(part)
+        gone += 1
+    del left[:gone]
+    if sent:
+        left[0] = memoryview(left[0])[sent:]

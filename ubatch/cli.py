@@ -1,0 +1,107 @@
+"""The commands ``ubatch serve`` and ``ubatch status``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ubatch import address, options
+from ubatch.backends.native import wait_for
+from ubatch.channel import Channel
+from ubatch.errors import BackendError
+from ubatch.isolation import ON_ERROR
+from ubatch.policy import LINGERS
+from ubatch.ubatch import UBatch
+from ubatch.wire import LARGEST_FRAME, Kind, WireError
+
+FRAME = "that a client may send at once (%(default)s)"
+
+PATIENCE = 5.0
+"""Seconds within which a server has to tell how it is."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except (BackendError, OSError, TypeError, ValueError, WireError) as error:
+        print(f"ubatch {chosen.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ubatch", description="Batching, for a host.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run one model for all processes here")
+    serve.set_defaults(run=_serve)
+    add = serve.add_argument
+    add("factory", help="package.module:factory, which returns the handler")
+    add("--socket", required=True, metavar="PATH", help="where to listen")
+    add("--max-size", type=int, default=64, help="calls in a batch (%(default)s)")
+    add("--timeout", type=float, default=0.01, help="seconds to linger (%(default)s)")
+    add("--processes", type=int, default=1, help="batches at once (%(default)s)")
+    add("--linger", choices=LINGERS, default="adaptive", help="(%(default)s)")
+    add("--max-pending", type=int, help="calls that may wait (no limit)")
+    add("--deadline", type=float, help="seconds for calls that have none (no limit)")
+    add("--on-error", choices=ON_ERROR, default="fail", help="(%(default)s)")
+    add("--handler-timeout", type=float, help="seconds for a batch (no limit)")
+    add("--retry", action="store_true", help="run again, once, what a lost process had")
+    add("--max-frame", type=int, default=LARGEST_FRAME, metavar="BYTES", help=FRAME)
+    add("--grace", type=float, default=30.0, help="seconds to end in (%(default)s)")
+    add("--with-parent", action="store_true", help="end when whoever started it does")
+    status = commands.add_parser("status", help="tell how a server is, as JSON")
+    status.add_argument("socket", metavar="PATH", help="where it listens")
+    status.set_defaults(run=_status)
+    return parser
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from ubatch.forward import ForwardingExecutor
+    from ubatch.server import Server
+    from ubatch.spawn import end_with_parent
+
+    if chosen.with_parent:
+        end_with_parent()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    path = address.path_of(f"{address.SCHEME}{chosen.socket}")
+    executor = ForwardingExecutor(chosen.factory, chosen.processes, retry=chosen.retry)
+    batcher: UBatch[Any, Any] = UBatch(
+        chosen.max_size,
+        chosen.timeout,
+        backend="gevent",
+        executor=executor,
+        linger=chosen.linger,
+        max_pending=chosen.max_pending,
+        deadline=chosen.deadline,
+        on_error=chosen.on_error,
+        handler_timeout=chosen.handler_timeout,
+    )
+    largest = options.count("max_frame", chosen.max_frame)
+    grace = options.seconds("grace", chosen.grace)
+    Server(executor, path, batcher, largest=largest, grace=grace).run()
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    path = address.path_of(f"{address.SCHEME}{chosen.socket}")
+    try:
+        sock = address.connect(path)
+    except OSError as error:
+        raise BackendError(f"no model server answers at {path}: {error}") from None
+    channel = Channel(sock, wait_for)
+    channel.send(Kind.HELLO, 0, {}, timeout=PATIENCE)
+    channel.send(Kind.STATUS, 1, None, timeout=PATIENCE)
+    while (frame := channel.receive(PATIENCE)) is not None:
+        if frame.kind is Kind.REFUSE:
+            raise BackendError(frame.head)
+        if frame.kind is Kind.STATUS:
+            print(json.dumps(frame.head, indent=2))
+            return 0
+    raise BackendError(f"the model server at {path} has hung up")

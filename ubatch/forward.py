@@ -1,0 +1,57 @@
+"""How does a model server pass on what it has not opened?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from ubatch.batch import Job
+from ubatch.errors import Failure
+from ubatch.executors import Executor, Outcome
+from ubatch.parcel import Answers, Done, Run, Work
+from ubatch.processes import Processes, ProcessExecutor
+from ubatch.session import Call, Forwarded, Routed
+
+if TYPE_CHECKING:
+    from ubatch.backends.base import Backend
+
+
+class ForwardingExecutor(ProcessExecutor):
+    """Model processes for calls that came from other processes."""
+
+    def open(
+        self, name: str, backend: Backend, changed: Callable[[], object]
+    ) -> Executor:
+        return Processes(self, name, backend, changed, Forward())
+
+
+class Forward:
+    """Sends the calls of a batch as they came, and their answers as they come."""
+
+    def run(self, job: Job, apart: bool, ask: Callable[[Work], Done]) -> Outcome:
+        calls: list[Call] = (job.args or list(job.kwargs.values()))[0]
+        runs = [
+            Run(asking.parcel, [call.place for call in group])
+            for asking, group in groupby(calls, attrgetter("asking"))
+        ]
+        done = ask(Work(len(job.args), sorted(job.kwargs), apart, runs))
+        first = done.first and Failure(Forwarded(done.first))
+        if not done.runs:
+            return Outcome(None, first, done.seconds)
+        failures: list[Failure] = []
+        answers: list[Any] = []
+        for run, each in zip(runs, done.runs):
+            routed = _routed(each, len(run.places), failures)
+            answers += routed
+        return Outcome(answers, None, done.seconds, failures, done.reruns, first)
+
+
+def _routed(answers: Answers, size: int, failures: list[Failure]) -> list[Any]:
+    """Return the answers of one run; errors apart, so that they are counted."""
+    routed: list[Any] = [Routed(answers, pick) for pick in range(size)]
+    for pick, packed in answers.errors.items():
+        routed[pick] = Failure(Forwarded(packed, answers.unread))
+        failures.append(routed[pick])
+    return routed

@@ -1,0 +1,205 @@
+"""What goes over the connection from a process to a model server?
+
+Many asks at once. Each waits for its own answers, which may come in any order, and not
+all together.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from ubatch.batch import Batch
+from ubatch.calling import Answered, Ask, Refused, read_answers, write_ask
+from ubatch.channel import Channel
+from ubatch.origin import Found, Sent
+from ubatch.parcel import unpack_error
+from ubatch.wire import Frame, Kind, WireError
+
+if TYPE_CHECKING:
+    from ubatch.backends.base import Backend
+
+GONE = "the model server is gone"
+
+
+class LinkLost(Exception):
+    """The connection has ended."""
+
+
+class Asked:
+    """Some calls of a batch that are under way.
+
+    Owner: all of it changes under ``_lock``: the link's reader adds answers, callers
+    leave, and the strand waits until nobody is left who could be told anything.
+    """
+
+    def __init__(
+        self, batch: Batch, sent: Sent, found: Found, backend: Backend
+    ) -> None:
+        self.sent = sent
+        self.number = 0
+        self.link: Link | None = None
+        self.unread: list[int] = []  # calls that the handler's side could not load
+        self.lost: LinkLost | None = None
+        self._batch = batch
+        self._found = found
+        self._lock = backend.lock()
+        self._latch = backend.latch_here()
+        self._left = set(range(len(sent.calls)))  # places without an answer
+
+    def add(self, answers: Answered | Refused) -> None:
+        """Take some answers in; if they are not all, tell those who wait for them."""
+        with self._lock:
+            picks = answers.picks if isinstance(answers, Answered) else answers.places
+            where = dict(zip(answers.places, picks))
+            places = [place for place in where if place in self._left]
+            self._left.difference_update(places)
+            last = not self._left
+        calls = [self.sent.calls[place] for place in places]
+        if isinstance(answers, Refused):
+            self._found.refuse(calls, unpack_error(answers.error))
+        elif answers.answers.unread and len(self.sent.calls) > 1:
+            self.unread += calls
+            calls = []
+        else:
+            picked = [where[place] for place in places]
+            self._found.add(calls, answers.answers, picked)
+        if last:
+            self._latch.set()
+        elif calls:
+            told = [(call, self._found.answers[call]) for call in calls]
+            self._batch.collector.endings.answer(self._batch, told)
+
+    def leave(self, calls: list[int]) -> list[int]:
+        """Have nobody wait for some calls; return the places of those that did."""
+        with self._lock:
+            places = [place for place in self._left if self.sent.calls[place] in calls]
+            self._left.difference_update(places)
+        if self.over:
+            self._latch.set()
+            if self.link is not None:
+                self.link.forget(self.number)
+        return places
+
+    def lose(self, error: LinkLost) -> None:
+        """Give up what has no answer: the link has ended."""
+        with self._lock:
+            if self._left:
+                self.lost = error
+                self._latch.set()
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is waited for."""
+        return not self._left
+
+    def wait(self) -> None:
+        """Wait until each call has an answer, is left by its caller, or lost."""
+        self._latch.wait()
+
+    def lost_calls(self) -> list[int]:
+        """Return those that were lost, once that has been waited for."""
+        if self.lost is None:
+            return []
+        return [self.sent.calls[place] for place in sorted(self._left)]
+
+
+class Link:
+    """One connection to a server.
+
+    Owner: one greenlet or thread reads; those that send take turns.
+    Race (late_ask): 1. a strand finds the link alive; 2. the reader finds its end, and
+    loses all that is under way; 3. the strand puts one more ask under way. So it looks
+    again, once that is in.
+    """
+
+    def __init__(self, channel: Channel, backend: Backend) -> None:
+        self.alive = True
+        self.leaving = False  # the server takes no more calls
+        self._channel = channel
+        self._turnstile = backend.mutex()
+        self._numbers = count(1)
+        self._under_way: dict[int, Asked] = {}
+
+    @property
+    def usable(self) -> bool:
+        """More may be asked."""
+        return self.alive and not self.leaving
+
+    def ask(self, ask: Ask, asked: Asked) -> None:
+        """Send an ask. Blocks until it is on its way.
+
+        Raises:
+            LinkLost: The link has ended, and the server has not got all of it.
+            WireError: It is more than a server takes.
+        """
+        asked.link, asked.number = self, next(self._numbers)
+        self._under_way[asked.number] = asked
+        try:
+            self._send(Kind.CALLS, asked.number, *write_ask(ask))
+        except BaseException:
+            self.forget(asked.number)
+            raise
+
+    def leave(self, number: int, places: list[int]) -> None:
+        """Tell the server that nobody waits for some calls any more."""
+        with suppress(LinkLost, WireError):
+            self._send(Kind.LEAVE, number, places)
+
+    def forget(self, number: int) -> None:
+        """Have nothing more to do with an ask."""
+        self._under_way.pop(number, None)
+
+    def read(self) -> None:
+        """Take answers in, until the link ends."""
+        why = GONE
+        try:
+            while (frame := self._channel.receive()) is not None:
+                if frame.kind is Kind.ANSWERS:
+                    self._take(frame)
+                elif frame.kind is Kind.BYE:
+                    self.leaving = True
+                elif frame.kind is Kind.REFUSE:
+                    why = f"the model server has ended the connection: {frame.head}"
+                del frame  # and what is in it
+        except WireError as error:
+            why = f"what the model server says is {error}"
+        except OSError:
+            pass
+        finally:
+            self.end()
+            for asked in list(self._under_way.values()):
+                asked.lose(LinkLost(why))
+
+    def end(self) -> None:
+        """End the connection. Does not block."""
+        self.alive = False
+        self._channel.end()
+
+    def close(self) -> None:
+        """Let go of the socket, that nobody reads any more."""
+        with self._turnstile:
+            self._channel.close()
+
+    def _take(self, frame: Frame) -> None:
+        asked = self._under_way.get(frame.ident)
+        if asked is not None:  # or all of its callers have left
+            asked.add(read_answers(frame))
+            if asked.over:
+                self.forget(frame.ident)
+
+    def _send(self, *what: Any) -> None:
+        with self._turnstile:
+            if not self.alive:
+                raise LinkLost(GONE)
+            try:
+                self._channel.send(*what)
+            except WireError:
+                raise
+            except OSError:
+                self.end()
+                raise LinkLost(GONE) from None
+            except BaseException:  # the strand was killed in the middle of a frame
+                self.end()
+                raise

@@ -1,0 +1,186 @@
+"""What does a model process do?
+
+It is started with a socket, is told over that which factory makes its handler, and
+answers one batch after the other until the socket ends. It imports no gevent, and runs
+the handler on its only thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from _socket import socket
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from importlib import import_module
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+from ubatch.backends.native import wait_for
+from ubatch.batch import Handler, Job
+from ubatch.channel import Channel
+from ubatch.errors import UBatchError
+from ubatch.isolation import Answered, always, answer_apart, answer_whole
+from ubatch.options import check_handler, shown
+from ubatch.parcel import (
+    Answers,
+    Done,
+    PackedError,
+    Run,
+    Work,
+    pack_error,
+    pack_results,
+    read_work,
+    unpack_columns,
+    write_done,
+)
+from ubatch.spawn import FD, end_with_parent
+from ubatch.wire import Frame, Kind, WireError, pack, unpack
+
+GOODBYE = 5
+"""Seconds that this process has to end by itself, once its socket has ended."""
+
+
+def main() -> None:
+    """Serve whoever has the other end of the socket, until that ends."""
+    # Whoever has it decides: signals may be meant for all processes of a terminal or
+    # of a service, and what those accepted is still to be run.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _ignore)
+    channel = Channel(socket(fileno=FD), wait_for)
+    with suppress(OSError):  # it is gone, and so is whoever would want to know
+        setup = channel.receive()
+        if setup is not None:
+            end_with_parent(signal.SIGKILL)  # even in a handler
+            if os.getppid() != setup.head["parent"]:  # it was gone before
+                return
+            handler = _begin(channel, setup)
+            while handler is not None and (frame := channel.receive()) is not None:
+                _answer(channel, handler, frame)
+                del frame  # with the arrays in it
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(GOODBYE)  # whatever the handler's libraries do at exit
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _begin(channel: Channel, setup: Frame) -> Handler | None:
+    """Have the factory make the handler, and tell how that went."""
+    began = monotonic()
+    try:
+        sys.path[:], factory = unpack(setup.parts[1:])
+        handler = _resolve(factory)()
+        check_handler(handler)
+    except BaseException as error:  # SystemExit too
+        channel.send(Kind.FAILED, 0, None, [pack(tuple(pack_error(error)))[0]])
+        return None
+    channel.send(Kind.READY, 0, {"seconds": monotonic() - began})
+    return handler  # type: ignore[no-any-return]
+
+
+def _resolve(factory: Any) -> Callable[[], Any]:
+    if not isinstance(factory, str):
+        return unpack([factory])  # type: ignore[no-any-return]
+    module, _, path = factory.partition(":")
+    found: Any = import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    if not callable(found):
+        raise TypeError(
+            f"{factory} must be a function that returns the handler, not {shown(found)}"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _answer(channel: Channel, handler: Handler, frame: Frame) -> None:
+    """Answer one batch."""
+    head, parts = write_done(_run(handler, read_work(frame)))
+    try:
+        channel.send(Kind.OUTCOME, frame.ident, head, parts)
+    except WireError as error:  # more than may be sent
+        done = Done(0.0, 0, [], pack_error(UBatchError(f"the results are {error}")))
+        channel.send(Kind.OUTCOME, frame.ident, *write_done(done))
+
+
+def _run(handler: Handler, work: Work) -> Done:
+    args: list[list[Any]] = [[] for _ in range(work.columns)]
+    kwargs: dict[str, list[Any]] = {name: [] for name in work.names}
+    read = [_open(run, args, kwargs) for run in work.runs]
+    sizes = [0 if error else len(run.places) for run, error in zip(work.runs, read)]
+    job = Job(handler, sum(sizes), args, kwargs)
+    began = monotonic()
+    try:
+        answered = Answered([], 0, None)
+        if job.size:
+            answer = answer_apart if work.apart else answer_whole
+            answered = Context().run(answer, job, always)
+    except Exception as error:
+        failed = pack_error(error)
+        runs = [
+            _all(run, unread or failed, bool(unread))
+            for run, unread in zip(work.runs, read)
+        ]
+        return Done(monotonic() - began, 0, runs if any(read) else [], failed)
+    seconds = monotonic() - began
+    answers = iter(answered.answers)
+    runs = [
+        _all(run, unread, True) if unread else _pack(list(islice(answers, size)))
+        for run, size, unread in zip(work.runs, sizes, read)
+    ]
+    first = None if answered.first is None else pack_error(answered.first)
+    return Done(seconds, answered.reruns, runs, first)
+
+
+def _all(run: Run, error: PackedError, unread: bool) -> Answers:
+    return Answers([], dict.fromkeys(range(len(run.places)), error), unread)
+
+
+def _open(
+    run: Run, args: list[list[Any]], kwargs: dict[str, list[Any]]
+) -> PackedError | None:
+    """Add the calls of a run to the columns; return why that cannot be done."""
+    try:
+        by_position, by_name = unpack_columns(run.parcel)
+        found = [by_position[i] for i in range(len(args))]
+        found += [by_name[name] for name in kwargs]
+        picked = [[column[place] for place in run.places] for column in found]
+    except Exception as error:  # a class that is not to be had here
+        return pack_error(error)
+    for column, more in zip((*args, *kwargs.values()), picked):
+        column += more
+    return None
+
+
+def _pack(answers: list[Any]) -> Answers:
+    """Pack the answers of a run; one that cannot be sent harms no other."""
+    packed: dict[int, PackedError] = {}  # where many have the same
+    errors = {}
+    for place, answer in enumerate(answers):
+        if issubclass(type(answer), Exception):
+            if id(answer) not in packed:
+                packed[id(answer)] = pack_error(answer)
+            errors[place] = packed[id(answer)]
+    for place in errors:
+        answers[place] = None
+    try:
+        return Answers(pack_results(answers), errors)
+    except Exception:
+        for place, answer in enumerate(answers):
+            try:
+                pack(answer)
+            except Exception as error:
+                answers[place] = None
+                errors[place] = pack_error(_not_sent(answer, error))
+    return Answers(pack_results(answers), errors)
+
+
+def _not_sent(result: Any, error: Exception) -> TypeError:
+    kind = type(result).__name__
+    return TypeError(
+        f"the handler's result, a {kind}, cannot be sent to another process: {error}"
+    )

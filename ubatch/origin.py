@@ -1,0 +1,144 @@
+"""How does whoever has the items send them, and read the answers?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ubatch.batch import Job
+from ubatch.errors import BadBatchOutput, Failure
+from ubatch.executors import Outcome
+from ubatch.parcel import (
+    Answers,
+    Done,
+    Run,
+    Work,
+    pack_columns,
+    unpack_error,
+    unpack_results,
+)
+from ubatch.wire import Part
+
+
+class Sent(NamedTuple):
+    """Some calls of a batch, packed."""
+
+    parcel: Sequence[Part]
+    calls: list[int]
+    """Which ones of the batch."""
+
+    @property
+    def run(self) -> Run:
+        """All of them, as they are sent."""
+        return Run(self.parcel, list(range(len(self.calls))))
+
+
+class Origin:
+    """Packs the calls of a batch, and unpacks its answers."""
+
+    def run(self, job: Job, apart: bool, ask: Callable[[Work], Done]) -> Outcome:
+        names, found = sorted(job.kwargs), Found(job.size)
+        seconds, reruns, first = 0.0, 0, None
+        sent = list(pack_calls(job, range(job.size), found))
+        while sent:
+            work = Work(len(job.args), names, apart, [each.run for each in sent])
+            done = ask(work)
+            seconds += done.seconds
+            reruns += done.reruns
+            if done.first is not None:
+                first = Failure(unpack_error(done.first))
+                if not done.runs:
+                    found.fail(sent, first)
+            again: list[Sent] = []
+            for each, answers in zip(sent, done.runs):
+                if answers.unread and len(each.calls) > 1:
+                    again += pack_alone(job, each.calls, found)
+                else:
+                    found.add(each.calls, answers, range(len(each.calls)))
+            sent = again
+        return found.outcome(seconds, reruns, first)
+
+
+class Found:
+    """The answers of a batch, as they come in."""
+
+    def __init__(self, size: int) -> None:
+        self.answers: list[Any] = [None] * size
+        self._failures: list[Failure] = []
+        self._whole: Failure | None = None  # what all of its calls failed with
+
+    def add(self, calls: list[int], answers: Answers, picks: Sequence[int]) -> None:
+        """Take the answers of some calls in.
+
+        Args:
+            picks: Where each of them is in *answers*.
+        """
+        results: Sequence[Any] = ()
+        if answers.results:
+            try:
+                results = unpack_results(answers.results)
+            except Exception as error:
+                kind = type(error).__name__
+                self.refuse(
+                    calls,
+                    BadBatchOutput(
+                        "the handler's results cannot be loaded in this process: "
+                        f"{kind}: {error}"
+                    ),
+                )
+                return
+        for call, pick in zip(calls, picks):
+            packed = answers.errors.get(pick)
+            if packed is None:
+                self.answers[call] = results[pick]
+            else:
+                self.refuse([call], unpack_error(packed))
+
+    def refuse(self, calls: list[int], error: Exception) -> None:
+        """Answer some calls with an error."""
+        failure = Failure(error)
+        self._failures.append(failure)
+        for call in calls:
+            self.answers[call] = failure
+
+    def fail(self, sent: list[Sent], failure: Failure) -> None:
+        """Answer all calls that were sent with what the handler raised."""
+        calls = [call for each in sent for call in each.calls]
+        if len(calls) == len(self.answers):
+            self._whole = failure
+        for call in calls:
+            self.answers[call] = failure
+        self._failures.append(failure)
+
+    def outcome(self, seconds: float, reruns: int, first: Failure | None) -> Outcome:
+        """Return what became of the batch."""
+        if self._whole is not None:
+            return Outcome(None, self._whole, seconds)
+        return Outcome(self.answers, None, seconds, self._failures, reruns, first)
+
+
+def pack_calls(job: Job, calls: Sequence[int], found: Found) -> Iterator[Sent]:
+    """Pack some calls of a batch; one that cannot be packed is answered, alone."""
+    some = job if len(calls) == job.size else job.pick(calls)
+    try:
+        yield Sent(pack_columns(some.args, some.kwargs), list(calls))
+    except Exception:
+        yield from pack_alone(job, calls, found)
+
+
+def pack_alone(job: Job, calls: Sequence[int], found: Found) -> Iterator[Sent]:
+    """Pack each of some calls by itself."""
+    for call in calls:
+        one = job.pick([call])
+        try:
+            yield Sent(pack_columns(one.args, one.kwargs), [call])
+        except Exception as error:
+            found.refuse([call], _not_sent(error))
+
+
+def _not_sent(error: Exception) -> TypeError:
+    refused = TypeError(
+        f"the item cannot be sent to another process: {type(error).__name__}: {error}"
+    )
+    refused.__cause__ = error
+    return refused

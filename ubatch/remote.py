@@ -1,0 +1,286 @@
+"""How does a process ask a model server?
+
+Over one connection, on which many asks are under way: each is one batch of the batcher
+here, that goes as soon as there is one. Whatever a strand does, it waits for its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ubatch import address as where
+from ubatch import options
+from ubatch.batch import Batch, Job
+from ubatch.calling import Ask
+from ubatch.channel import Channel
+from ubatch.errors import BackendError, WorkerLost
+from ubatch.executors import (
+    NOBODY_WAITS,
+    Elsewhere,
+    Executor,
+    Outcome,
+    Places,
+    outcome_of,
+)
+from ubatch.link import Asked, Link, LinkLost
+from ubatch.log import tell
+from ubatch.options import Options
+from ubatch.origin import Found, Sent, pack_alone, pack_calls
+from ubatch.wire import Kind, VersionError, WireError
+
+if TYPE_CHECKING:
+    from ubatch.backends.base import Backend
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 256
+"""Asks that may be under way at once; what comes beyond them goes in larger ones."""
+
+MOST_AT_ONCE = 1024
+"""Calls in one ask; as many more go in the next one, which does not wait for it."""
+
+PATIENCE = 3.0
+"""Seconds for which calls wait for a server that is not there: it may be restarting."""
+
+AGAIN = 0.05
+"""Seconds between two looks for it."""
+
+GREETING = 10.0
+"""Seconds within which it has to say who it is."""
+
+
+class ServerExecutor(Elsewhere):
+    """Has a model server run the handler: ``ubatch serve`` on this host.
+
+    What the greenlets or threads of this process ask for at once is sent at once; the
+    server joins it with what others sent. ``timeout``, ``linger`` and what is to be
+    done about errors are the server's; ``deadline`` is kept on both sides. Linux only.
+
+    Args:
+        address: ``"unix:PATH"``: where it listens.
+        retry: Ask again, once, for what a server had that was lost; for handlers that
+            may be run again. Otherwise those calls get WorkerLost.
+
+    Raises:
+        ValueError: The address is none.
+    """
+
+    def __init__(self, address: str, *, retry: bool = False) -> None:
+        self._path = where.path_of(address)
+        self.label = address
+        self._retry = options.flag("retry", retry)
+
+    def fit(self, options: Options) -> Options:
+        return options._replace(
+            workers=IN_FLIGHT,
+            linger="now",
+            shed=False,
+            on_error="fail",
+            handler_timeout=None,
+        )
+
+    def open(
+        self, name: str, backend: Backend, changed: Callable[[], object]
+    ) -> Executor:
+        return Remote(self._path, self._retry, name, backend)
+
+    def __repr__(self) -> str:
+        return f"ServerExecutor({self.label!r})"
+
+
+class Remote:
+    """The connection of one collector, and what runs its batches there.
+
+    Owner: ``_link`` changes under the mutex ``_door``; strands that find none queue up
+    there, and the first of them connects.
+    """
+
+    fatal: tuple[type[BaseException], ...] = ()
+    overlaps = True
+    on_hub = False
+    trouble: Exception | None = None
+    vacant = True
+
+    def __init__(self, path: str, retry: bool, name: str, backend: Backend) -> None:
+        self.name = f"{where.SCHEME}{path}"
+        self.places: Places | None = self
+        self._path = path
+        self._retry = retry
+        self._of = name
+        self._backend = backend
+        self._door = backend.mutex()
+        self._link: Link | None = None
+        self._links: set[Link] = set()  # that one, and those whose servers are leaving
+        self._missed: float | None = None  # since when there is no server
+        self._closed = False
+        self._under_way: dict[Batch, list[Asked]] = {}
+
+    def claim(self, batch: Batch) -> None:
+        pass
+
+    def give_up(self, batch: Batch) -> None:
+        for asked in self._under_way.get(batch, ()):
+            self._leave(asked, asked.sent.calls)
+
+    def left(self, batch: Batch, call: int) -> None:
+        for asked in self._under_way.get(batch, ()):
+            if call in asked.sent.calls:
+                self._leave(asked, [call])
+
+    def run(self, batch: Batch) -> Outcome:
+        began = monotonic()
+        job = batch.job()
+        if job is None:
+            return outcome_of(NOBODY_WAITS, began)
+        found = Found(job.size)
+        try:
+            self._run(batch, job, found)
+        finally:
+            self._under_way.pop(batch, None)
+        return found.outcome(monotonic() - began, 0, None)
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._closed = True
+        for link in list(self._links):
+            link.end()
+
+    def _run(self, batch: Batch, job: Job, found: Found) -> None:
+        """Ask for all calls of a batch, and wait for their answers."""
+        again = self._retry
+        to_send = list(pack_calls(job, range(job.size), found))
+        while to_send:
+            under_way = self._under_way[batch] = []
+            for sent in to_send:
+                self._send(batch, job, sent, found)
+            to_send = []
+            for asked in under_way:
+                asked.wait()
+                to_send += pack_alone(job, asked.unread, found)
+                calls = asked.lost_calls()
+                if calls and again and not self._closed:
+                    to_send += pack_calls(job, calls, found)
+                elif calls:
+                    found.refuse(calls, self._lost(f"{asked.lost} and had this call"))
+                again = again and not calls
+
+    def _send(self, batch: Batch, job: Job, sent: Sent, found: Found) -> None:
+        """Put some calls under way; in several asks if they are too much for one."""
+        ask = Ask(
+            *(len(job.args), sorted(job.kwargs), len(sent.calls)),
+            *(batch.seconds_left(sent.calls, monotonic()), sent.parcel),
+        )
+        asked = Asked(batch, sent, found, self._backend)
+        try:
+            self._ask(ask, asked)
+        except WireError as error:
+            if len(sent.calls) == 1:
+                found.refuse(sent.calls, BackendError(f"{self._of}: {error}"))
+                return
+            half = len(sent.calls) // 2
+            for calls in sent.calls[:half], sent.calls[half:]:
+                for part in pack_calls(job, calls, found):
+                    self._send(batch, job, part, found)
+        except BackendError as error:
+            found.refuse(sent.calls, error)
+        else:
+            self._under_way[batch].append(asked)
+
+    def _ask(self, ask: Ask, asked: Asked) -> None:
+        """Send an ask.
+
+        Raises:
+            BackendError: There is no server, or it wants nothing to do with us.
+            WireError: It is more than a server takes.
+        """
+        for _ in range(2):
+            try:
+                self._linked().ask(ask, asked)
+                return
+            except LinkLost as error:  # before it was all sent: it is not run
+                lost = error
+        raise self._lost(str(lost))
+
+    def _leave(self, asked: Asked, calls: list[int]) -> None:
+        places = asked.leave(calls)
+        if places and asked.link is not None:
+            self._backend.defer(partial(asked.link.leave, asked.number, places))
+
+    # The connection.
+
+    def _linked(self) -> Link:
+        """Return the link; connect if there is none."""
+        link = self._link
+        if link is not None and link.usable:
+            return link
+        with self._door:
+            link = self._link
+            if link is None or not link.usable:
+                link = self._link = self._connect()
+            return link
+
+    def _connect(self) -> Link:
+        began = monotonic()
+        while True:
+            try:
+                channel = self._greet()
+                break
+            except (OSError, WireError) as error:
+                now = monotonic()
+                if self._missed is None:
+                    self._missed = began
+                if self._closed or now - self._missed > PATIENCE:
+                    raise self._lost(
+                        f"no model server answers at {self._path} ({error}); is "
+                        f"'ubatch serve FACTORY --socket {self._path}' running?"
+                    ) from None
+            self._backend.wake().wait(AGAIN)
+        self._missed = None
+        link = Link(channel, self._backend)
+        self._links.add(link)
+        if self._closed:
+            link.end()
+        self._backend.spawn(link.read, lambda _: self._ended(link))
+        return link
+
+    def _ended(self, link: Link) -> None:
+        self._links.discard(link)
+        link.close()
+
+    def _greet(self) -> Channel:
+        """Return a channel to a server that has said who it is.
+
+        Raises:
+            OSError: There is none, or it says nothing.
+            WireError: What it says makes no sense.
+            BackendError: It will have nothing to do with us, or we with it.
+        """
+        channel = Channel(where.connect(self._path), self._backend.wait_for)
+        try:
+            channel.send(Kind.HELLO, 0, {"pid": os.getpid()}, timeout=GREETING)
+            frame = channel.receive(GREETING)
+            if frame is None:
+                raise ConnectionResetError("it hung up")
+            if frame.kind is not Kind.HELLO:
+                raise BackendError(f"{self._of}: {self._path}: {frame.head}")
+            channel.largest = frame.head["largest"]
+            message = "%s: connected to the model server %d at %s, which runs %s"
+            server = frame.head["pid"], self._path, frame.head["name"]
+            tell(logger, logging.INFO, message, self._of, *server)
+        except VersionError as error:
+            channel.close()
+            raise BackendError(f"{self._of}: {self._path}: {error}") from None
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _lost(self, text: str) -> WorkerLost:
+        return WorkerLost(f"{self._of}: {text}")
