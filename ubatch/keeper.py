@@ -72,7 +72,7 @@ class Model:
             self._users -= 1
             last = not self._users
             if self.retired and self._users == 1:
-                self.process.channel.end()
+                self.process.end()
         if last:
             self.process.close()
 
@@ -81,7 +81,7 @@ class Model:
         with self._lock:
             self.retired = True
             if self._users == 1:
-                self.process.channel.end()
+                self.process.end()
 
     def kill(self) -> None:
         """End it now. Does not block."""
@@ -237,7 +237,7 @@ class Keeper:
             if not self._crew.over():
                 process.kill()
                 process.wait(REAPED)
-            process.channel.end()  # whoever asks it now finds out
+            process.end()  # whoever asks it now finds out
             model.let_go()
 
     def _see_through(self, model: Model) -> Past:

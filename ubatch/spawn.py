@@ -78,6 +78,14 @@ class Process:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
+    def end(self) -> None:
+        """Have it end once it has answered, and who asks it find out. Does not block.
+
+        Not by a copy in a fork: its socket is the parent's, too.
+        """
+        if self._epoch is process.epoch:
+            self.channel.end()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, *timeout* seconds at most; tell whether it came.
 
