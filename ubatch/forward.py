@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Job
 from ubatch.errors import Failure
-from ubatch.executors import Executor, Outcome
+from ubatch.executors import Changed, Executor, Outcome
 from ubatch.parcel import Answers, Done, Run, Work
 from ubatch.processes import Processes, ProcessExecutor
 from ubatch.session import Call, Forwarded, Routed
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class ForwardingExecutor(ProcessExecutor):
     """Model processes for calls that came from other processes."""
 
-    def open(
-        self, name: str, backend: Backend, changed: Callable[[], object]
-    ) -> Executor:
+    def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Processes(self, name, backend, changed, Forward())
 
 
