@@ -96,7 +96,11 @@ LAYERS = {
     },
     "drain": {"log", "registry", "stats", "ubatch"},
     "flask": {"errors", "log"},
-    "gunicorn": {"drain", "log", "registry", "ubatch"},
+    "sidecar": {"backends.native", "log", "spawn"},
+    "gunicorn": {
+        *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
+        *("sidecar", "ubatch"),
+    },
     "": {"decorators", "errors", "future", "processes", "remote", "stats", "ubatch"},
 }
 ONLY_IN = {

@@ -183,7 +183,7 @@ class Collector:
             self.end()
 
     def places_changed(self, trouble: Exception | None) -> None:
-        """Look at what waits: there is a place, or *trouble* tells why there is none."""
+        """Look at what waits: there is a place, or *trouble* says why there is none."""
         if trouble is not None:
             with self.lock:
                 left = self.waiting.take_all()
