@@ -32,7 +32,7 @@ LAYERS = {
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
     "wire": set(),
     "memory": {"wire"},
-    "channel": {"memory", "wire"},
+    "channel": {"memory", "process", "wire"},
     "arrays": set(),
     "parcel": {"arrays", "errors", "wire"},
     "spawn": {"backends.native", "channel", "process"},

@@ -15,6 +15,7 @@ from contextlib import suppress
 from struct import Struct
 from typing import Any, Protocol
 
+from ubatch import process
 from ubatch.memory import Incoming, Outgoing
 from ubatch.wire import (
     HEADER,
@@ -71,6 +72,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.largest = largest
+        self._epoch = process.epoch
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
@@ -193,8 +195,9 @@ class Channel:
 
     def end(self) -> None:
         """Have both sides find the end of it. Does not block."""
-        with suppress(OSError):  # it is there already
-            self._sock.shutdown(SHUT_RDWR)
+        if self._epoch is process.epoch:  # or it is our parent's as well
+            with suppress(OSError):  # it is there already
+                self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of the socket."""

@@ -31,7 +31,7 @@ from ubatch.keeper import Keeper, Lost, Model
 from ubatch.options import Options, shown
 from ubatch.origin import Origin
 from ubatch.parcel import Done, Work
-from ubatch.wire import pack
+from ubatch.wire import WireError, pack
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend, Wake
@@ -213,8 +213,9 @@ class Processes:
             if isinstance(outcome, Lost) and self._spec.retry:
                 if self._claim_another(batch):
                     outcome = self._run(batch)
-        except Exception as error:  # what came makes no sense
-            return Outcome(None, Failure(error), monotonic() - began)
+        except WireError as error:  # more than may be sent
+            refused = BackendError(f"{self._of}: {error}; set a smaller max_size")
+            return Outcome(None, Failure(refused), monotonic() - began)
         if isinstance(outcome, Lost):
             lost = WorkerLost(f"{self._of}: {outcome}; call again")
             return Outcome(None, Failure(lost), monotonic() - began)
@@ -274,6 +275,7 @@ class Processes:
         model.let_go()
         for wake in awaited:
             wake.set()
+        self._changed(None)  # for a strand that has found all of them taken
 
     def _take_awaited(self) -> list[Wake]:
         awaited, self._awaited = self._awaited, []
@@ -322,7 +324,7 @@ class Processes:
             with self._lock:
                 self._keepers.discard(keeper)
             message = "cannot start a thread that keeps a model process"
-            self.failed(BackendError(f"{self._of}: {message}"))
+            self._changed(BackendError(f"{self._of}: {message}"))
 
     def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:
