@@ -111,7 +111,7 @@ class _Search:
             middle = (start + stop) // 2
             if self.run(start, middle):
                 start = middle  # so the bad ones are in the other half
-                if stop - start == 1:
+                if stop - start == 1 and not self._in_vain():
                     self.run(start, stop)
                 continue
             self.find(start, middle)
