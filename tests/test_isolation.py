@@ -114,9 +114,28 @@ def test_an_exit_is_not_tried_again() -> None:
         raise ValueError
 
     runs: list[list[int]] = []
-    with pytest.raises(HandlerExit):
-        apart(handler, 8)
+    assert isinstance(apart(handler, 8).exit, HandlerExit)
     assert 2 == len(runs)
+
+
+def test_runs_before_an_exit_are_counted(world: World) -> None:
+    """``reruns_total`` counts all runs beyond the first, however the last one ends."""
+
+    def handler(items: list[int]) -> list[int]:
+        runs.append(items)
+        raise SystemExit("three") if len(runs) == 3 else ValueError
+
+    runs: list[list[int]] = []
+    ub = UBatch(
+        4, 60.0, handler=handler, on_error="isolate", backend=world.backend,
+        linger="full",
+    )  # fmt: skip
+    with ub:
+        answers = ub.map(range(4), return_exceptions=True)
+        seen = ub.stats()
+    assert [HandlerExit] * 4 == [type(answer) for answer in answers]
+    assert all("three" in str(answer.__cause__) for answer in answers)
+    assert (4, 2) == (seen.failures_total, seen.reruns_total)
 
 
 EXECUTORS: list[Callable[[], Any]] = [

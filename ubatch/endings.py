@@ -215,7 +215,7 @@ class Endings:
         if first is None:
             return
         error, how = first.error, "failed"
-        if outcome.reruns:
+        if outcome.reruns and outcome.failure is None:
             how = (
                 f"failed; run again in parts, {outcome.reruns} times, only "
                 f"{len(outcome.failures)} did"
