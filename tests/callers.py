@@ -9,8 +9,8 @@ import gevent
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from tests.ends import CANCELLED, EXPIRED, Call, End
 from tests.fakes import Caller, NativeCaller
-from tests.model import CANCELLED, EXPIRED, Call, End
 from tests.stage import ODDS, PICK, Stage
 from tests.watched import Mapped, Promised, Waiter, Watched, arguments
 from ubatch import QueueFull, Stopped

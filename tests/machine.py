@@ -14,7 +14,7 @@ from hypothesis.stateful import precondition, rule
 from tests.apps.inside import Forked
 from tests.callers import Callers
 from tests.conftest import PATCHED
-from tests.model import WAYS, Way
+from tests.ends import WAYS, Way
 from tests.stage import ODDS, PICK, objects, setups
 from tests.watched import Answer, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
@@ -31,7 +31,7 @@ class Machine(Callers):
     @rule(
         pick=PICK,
         way=st.just("results") | st.sampled_from(WAYS),
-        places=st.sets(st.integers(0, 3), min_size=1),
+        places=st.sets(st.integers(0, 7), min_size=1),
     )
     def answer(self, pick: int, way: Way, places: set[int]) -> None:
         """Let a handler end, well or badly."""
@@ -40,6 +40,7 @@ class Machine(Callers):
         if way == "exit" and self.inline:
             way = "raise"  # it would end the main greenlet, as it should
         held = self.held.pop(pick % len(self.held))
+        way = held.batch.runs.consistent(way, places)
         self.model.answer(held.batch, way, places)
         held.way, held.picked = way, places
         held.gate.open()
@@ -74,7 +75,8 @@ class Machine(Callers):
                 # A batch may have been given up before its handler got it.
                 self.notice()
                 if len(collector.running_batches()) == len(life.running):
-                    self.unseen = self.ub.stats().batches_total - self.seen
+                    handed = self.model.counts["batches"]
+                    self.unseen = self.ub.stats().batches_total - handed
             return "stop" in repr(self.ub)
 
         self.rest(is_stopped)

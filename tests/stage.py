@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from tests.conftest import PATCHED
+from tests.ends import Call
 from tests.fakes import Caller, Gate, HubGate, NativeCaller, World
-from tests.model import Call, Model
+from tests.model import Model
 from tests.watched import Answer, Held, Item, Mapped
 from ubatch import Future, UBatch
 from ubatch.backends.thread import ParkedThread
@@ -57,10 +58,11 @@ def setups(backend: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
             "executor": st.sampled_from(EXECUTORS[backend]),
-            "max_size": st.integers(1, 4),
+            "max_size": st.integers(1, 4) | st.just(8),
             "max_pending": st.none() | st.integers(1, 6),
             "workers": st.integers(1, 2),
             "linger": st.sampled_from(["now", "full", "settle", "adaptive"]),
+            "on_error": st.sampled_from(["fail", "isolate"]),
             "start": st.booleans(),
         }
     )
@@ -104,13 +106,15 @@ class Stage(RuleBasedStateMachine):
         elif executor == "gevent pool":
             executor = self.pool = ThreadPool(ENOUGH)
         shared = {name: setup[name] for name in ("max_pending", "workers", "linger")}
-        self.model = Model(setup["max_size"], **shared)
+        isolate = setup["on_error"] == "isolate"
+        self.model = Model(setup["max_size"], **shared, isolate=isolate)
         self.ub = UBatch(
             setup["max_size"],
             60.0 if setup["linger"] == "full" else 0.005,
             handler=self.handle,
             backend=self.backend,  # type: ignore[arg-type]
             executor=executor,
+            on_error=setup["on_error"],
             **shared,
             **OPTIONS,
         )
@@ -127,7 +131,7 @@ class Stage(RuleBasedStateMachine):
             self.ub.start()
 
     def handle(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer a batch: the handler."""
+        """Answer a batch, or a part of it: the handler."""
         held = Held(args, kwargs, HubGate() if self.inline else Gate())
         if os.getpid() == self.parent and self.holding:
             self.entered.append(held)
@@ -159,11 +163,13 @@ class Stage(RuleBasedStateMachine):
                 return False
         seen, collector = self.ub.stats(), self.ub._life.collector
         self.notice()
+        handed = self.model.counts["batches"] + self.unseen
         busy = len(collector.running_batches()) if collector else 0
         return (
-            (seen.batches_total == self.seen + self.unseen or self.model.broken)
+            (seen.batches_total == handed or self.model.broken)
             and self.model.is_at_rest()
             and busy == len(self.model.life.running)
+            and seen.reruns_total == self.model.counts["reruns"]
             and (seen.pending, seen.running)
             == (self.model.pending(), self.model.running())
         )
@@ -175,7 +181,7 @@ class Stage(RuleBasedStateMachine):
             self.seen += 1
             calls = [self.calls[number] for number in held.numbers]
             assert {held.shape} == {call.shape for call in calls}
-            held.batch = self.model.close(calls)
+            held.batch = self.model.given(calls)
             self.held.append(held)
             self.entered[self.seen - 1] = None  # type: ignore[call-overload]
 
@@ -183,7 +189,7 @@ class Stage(RuleBasedStateMachine):
         """Compare what can be seen of the batcher with the model."""
         seen, counts = self.ub.stats(), self.model.counts
         ends = "results", "failures", "cancelled", "expired"
-        for name in "calls", "rejected", *ends:
+        for name in "calls", "rejected", "reruns", *ends:
             assert getattr(seen, f"{name}_total") == counts[name], self.difference()
         assert (seen.pending, seen.running) == (
             self.model.pending(),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from tests.ends import CANCELLED, Boom, Call, End, Way
 from tests.fakes import Caller, Gate, HubGate
-from tests.model import CANCELLED, Batch, Boom, Call, End, Life, Model, Way
+from tests.model import Batch, Life, Model
 from ubatch import Future
 
 
@@ -54,7 +55,7 @@ class Held:
 
     def end(self) -> Any:
         if self.way == "raise":
-            raise Boom("all")
+            raise Boom(*self.numbers)
         if self.way == "exit":
             raise SystemExit("all")
         if self.way == "none":
