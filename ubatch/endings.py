@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import CancelledError
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,8 @@ class Endings:
         self._counters.ended(
             was_running=batch.running, results=len(told) - failed, failures=failed
         )
-        self._collector.deadlines.forget(batch)
+        if not batch.running or batch.limit == inf:  # or it may yet run too long
+            self._collector.deadlines.forget(batch)
         return self._finish(batch, told)
 
     def _give_up(self, batch: Batch) -> Ended:
