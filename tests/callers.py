@@ -13,7 +13,7 @@ from tests.ends import CANCELLED, EXPIRED, Call, End
 from tests.fakes import Caller, NativeCaller
 from tests.stage import ODDS, PICK, Stage
 from tests.watched import Mapped, Promised, Waiter, Watched, arguments
-from ubatch import QueueFull, Stopped
+from ubatch import BackendError, QueueFull, Stopped
 
 SOON = 0.002
 """Seconds until a call that is to expire does."""
@@ -53,6 +53,9 @@ class Callers(Stage):
             for call in calls:
                 if model.is_full():
                     self.gives_up(caller, joined)
+                    return
+                if model.is_jammed():
+                    self.refused(caller, BackendError)
                     return
                 joined.append(model.join(call))
         self.watched.append(Mapped(calls, caller, keep))
@@ -105,6 +108,8 @@ class Callers(Stage):
             self.model.life.called = True
             self.model.counts["rejected"] += 1
             return self.refused(caller, QueueFull)
+        if self.model.is_jammed():
+            return self.refused(caller, BackendError)
         watched = Watched(self.model.join(call), caller)
         if end is CANCELLED:
             watched.leave(self.model, gevent.Timeout)
@@ -122,11 +127,12 @@ class Callers(Stage):
         call = self.calls[item.number]
         args, kwargs = arguments(shape, item)
         calls: Any = self.ub.with_options(deadline=deadline) if deadline else self.ub
-        refusal = QueueFull if self.model.is_full() else None
+        refusal = BackendError if self.model.is_jammed() else None
+        refusal = QueueFull if self.model.is_full() else refusal
         refusal = Stopped if self.model.life.closed else refusal
         try:
             future = calls.submit(*args, **kwargs)
-        except (QueueFull, Stopped) as error:
+        except (QueueFull, Stopped, BackendError) as error:
             assert type(error) is refusal, repr(error)
             if refusal is QueueFull:
                 self.model.life.called = True

@@ -6,6 +6,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ubatch import (
+    BackendError,
     BadBatchOutput,
     BadBatchOutputSize,
     DeadlineExceeded,
@@ -42,6 +43,8 @@ CANCELLED = End("cancelled", CancelledError)
 EXPIRED = End("expired", DeadlineExceeded)
 STOPPED = End("failures", Stopped)
 BROKEN = End("failures", RuntimeError)
+STUCK = End("expired", DeadlineExceeded)
+JAMMED = End("failures", BackendError)
 
 
 class Call:

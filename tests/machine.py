@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -12,15 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from tests.apps.inside import Forked
-from tests.callers import Callers
+from tests.callers import SOON, Callers
 from tests.conftest import PATCHED
-from tests.ends import WAYS, Way
+from tests.ends import FAILED, WAYS, Way
 from tests.stage import ODDS, PICK, objects, setups
 from tests.watched import Answer, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
+from ubatch.batch import Batch
 
 HELD = 6
 """Handlers that are held at once, at most: the hub's own pool has ten threads."""
+
+PLACES = st.sets(st.integers(0, 7), min_size=1)
+"""Of calls in a batch: those that a handler dislikes, if they are there."""
 
 
 class Machine(Callers):
@@ -30,8 +36,8 @@ class Machine(Callers):
 
     @rule(
         pick=PICK,
-        way=st.just("results") | st.sampled_from(WAYS),
-        places=st.sets(st.integers(0, 7), min_size=1),
+        way=st.sampled_from(WAYS),
+        places=PLACES,
     )
     def answer(self, pick: int, way: Way, places: set[int]) -> None:
         """Let a handler end, well or badly."""
@@ -45,6 +51,29 @@ class Machine(Callers):
         held.way, held.picked = way, places
         held.gate.open()
         del held
+        self.rest()
+
+    @precondition(lambda self: self.setup["on_error"] == "isolate")
+    @rule(many=st.integers(2, 6), way=st.sampled_from(FAILED), places=PLACES)
+    def search(self, many: int, way: Way, places: set[int]) -> None:
+        """Have a batch of several fail, so that it is run again in parts."""
+        self.map(many, keep=True, afar=False)
+        if self.held:
+            self.answer(len(self.held) - 1, way, places)
+
+    @precondition(lambda self: self.setup["handler_timeout"])
+    @rule(pick=PICK, others=ODDS)
+    def stick(self, pick: int, others: bool) -> None:
+        """Let a handler, and the others that run beside it, run for too long."""
+        held = [one for one in self.held if one.batch in one.batch.life.running]
+        if not held:
+            return
+        late = [held[pick % len(held)]]
+        if others:
+            late = [one for one in held if one.batch.life is late[0].batch.life]
+        for one in late:
+            self.model.stick(one.batch)
+        run_out_of_time([one.real for one in late])
         self.rest()
 
     # What the owner does.
@@ -133,14 +162,14 @@ class Machine(Callers):
                 ub.stop()
                 assert "stopped" in repr(ub)
             counts = [before.calls_total, before.batches_total, before.pending]
-            return [refused, counts, before.running, answers]
+            return [refused, counts, before.running + before.stuck, answers]
 
         if PATCHED:
             gevent.get_hub().loop.install_sigchld()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
-            refused, counts, running, answers = Forked(in_child).result()
-        assert (len(alive), [0, 0, 0], 0) == (refused, counts, running)
+            refused, counts, busy, answers = Forked(in_child).result()
+        assert (len(alive), [0, 0, 0], 0) == (refused, counts, busy)
         if model.life.closed:
             assert "stopped" == answers
         elif model.life.started and ours and room:
@@ -163,7 +192,8 @@ class Machine(Callers):
             self.answer_all()
             assert not self.watched, self.watched
             assert (0, 0) == (self.model.pending(), self.model.running())
-            assert [] == self.deaths.told
+            assert 0 == self.ub.stats().stuck
+            assert [] == self.log.deaths
         except BaseException:
             self.world.spawn(self.ub.stop, 0.0)  # so that it ends, whatever is wrong
             raise
@@ -183,8 +213,26 @@ class Machine(Callers):
         self.until_gone(self.left)
 
     def answer_all(self) -> None:
-        while self.held:
-            self.answer(0, "results", {0})
+        """Let all handlers end, each in another way and for other calls."""
+        for number in count(self.numbers):
+            if not self.held:
+                return
+            places = {place for place in range(8) if number >> place & 1}
+            self.answer(0, WAYS[number % len(WAYS)], places)
+
+
+def run_out_of_time(batches: list[Batch]) -> None:
+    """Let the handlers' time be up now, and not when handler_timeout says.
+
+    As if they had begun that much earlier: it is left to the alarm to find out.
+    """
+    collector = batches[0].collector
+    with collector.lock:
+        for batch in batches:
+            assert batch in collector.deadlines._batches, "nobody looks at it"
+            assert collector.deadlines.next <= batch.limit, "nobody will in time"
+            batch.limit = batch.began + SOON
+            collector.deadlines.note(batch, batch.limit, monotonic())
 
 
 def map_items(count: int) -> list[Item]:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.blame import Runs
-from tests.ends import BROKEN, CANCELLED, EXPIRED, STOPPED, Call, End, Way
+from tests.ends import (
+    BROKEN,
+    CANCELLED,
+    EXPIRED,
+    JAMMED,
+    STOPPED,
+    STUCK,
+    Call,
+    End,
+    Way,
+)
 
 
 class Batch:
@@ -36,6 +46,7 @@ class Life:
         self.called = False  # something was made for it, which stop() has to end
         self.waiting: list[Batch] = []
         self.running: list[Batch] = []
+        self.stuck: list[Batch] = []  # they ran too long, and others run beside them
 
     def has_ended(self) -> bool:
         waiting = any(batch.alive() for batch in self.waiting)
@@ -80,8 +91,19 @@ class Model:
             return False
         return self.pending() + more > self.max_pending
 
+    def stuck(self) -> int:
+        return sum(len(life.stuck) for life in self.lives)
+
+    def places(self, life: Life) -> int:
+        """Return how many batches may run: for each worker one more may be stuck."""
+        return min(self.workers, 2 * self.workers - len(life.stuck))
+
     def has_free_worker(self) -> bool:
-        return self.life.started and len(self.life.running) < self.workers
+        return self.life.started and len(self.life.running) < self.places(self.life)
+
+    def is_jammed(self) -> bool:
+        """Tell whether no call can be run: all workers are stuck, and those beside."""
+        return self.places(self.life) == 0
 
     # What callers do.
 
@@ -149,7 +171,7 @@ class Model:
         Args:
             hurried: Those too that it need not take, but may.
         """
-        if not life.started or len(life.running) >= self.workers:
+        if not life.started or len(life.running) >= self.places(life):
             return []
         waiting = life.waiting
         if life.closed or self.linger != "full":
@@ -226,9 +248,22 @@ class Model:
         if not batch.runs.over:
             return
         self.counts["reruns"] += batch.runs.count - 1
-        batch.life.running.remove(batch)
+        life = batch.life
+        (life.stuck if batch in life.stuck else life.running).remove(batch)
         for call in batch.alive():
             self.finish(call, batch.runs.ends[call])
+
+    def stick(self, batch: Batch) -> None:
+        """Give a running batch up, whose handler runs for too long."""
+        life = batch.life
+        life.running.remove(batch)
+        life.stuck.append(batch)
+        self.counts["stuck"] += 1
+        for call in batch.alive():
+            self.finish(call, STUCK)
+        if not self.places(life):  # so nobody will run what waits
+            for call in [call for one in life.waiting for call in one.alive()]:
+                self.finish(call, JAMMED)
 
     def fail_what_closes(self) -> None:
         """Fail what a broken executor is given."""

@@ -63,6 +63,7 @@ def setups(backend: str) -> st.SearchStrategy[dict[str, Any]]:
             "workers": st.integers(1, 2),
             "linger": st.sampled_from(["now", "full", "settle", "adaptive"]),
             "on_error": st.sampled_from(["fail", "isolate"]),
+            "handler_timeout": st.sampled_from([None, 60.0]),
             "start": st.booleans(),
         }
     )
@@ -87,7 +88,7 @@ class Stage(RuleBasedStateMachine):
         self.threads_before = set(sys._current_frames())
         self.files_before = open_files()
         self.armed_before = gevent.get_hub().loop.activecnt  # timers, and the like
-        self.deaths = Deaths()
+        self.log = Log()
 
     @initialize(data=st.data())
     def first_batcher(self, data: Any) -> None:
@@ -115,6 +116,7 @@ class Stage(RuleBasedStateMachine):
             backend=self.backend,  # type: ignore[arg-type]
             executor=executor,
             on_error=setup["on_error"],
+            handler_timeout=setup["handler_timeout"],
             **shared,
             **OPTIONS,
         )
@@ -125,6 +127,7 @@ class Stage(RuleBasedStateMachine):
         self.unseen = 0  # batches that no handler got, as stop() lost patience
         self.held: list[Held] = []
         self.told: Counter[int] = Counter()
+        self.log.clear()
         self.holding = True  # handlers
         if setup["start"]:
             self.model.start()
@@ -170,8 +173,9 @@ class Stage(RuleBasedStateMachine):
             and self.model.is_at_rest()
             and busy == len(self.model.life.running)
             and seen.reruns_total == self.model.counts["reruns"]
-            and (seen.pending, seen.running)
-            == (self.model.pending(), self.model.running())
+            and self.log.stuck == self.model.counts["stuck"]
+            and (seen.pending, seen.running, seen.stuck)
+            == (self.model.pending(), self.model.running(), self.model.stuck())
         )
 
     def notice(self) -> None:
@@ -189,7 +193,7 @@ class Stage(RuleBasedStateMachine):
         """Compare what can be seen of the batcher with the model."""
         seen, counts = self.ub.stats(), self.model.counts
         ends = "results", "failures", "cancelled", "expired"
-        for name in "calls", "rejected", "reruns", *ends:
+        for name in "calls", "rejected", "reruns", "stuck", *ends:
             assert getattr(seen, f"{name}_total") == counts[name], self.difference()
         assert (seen.pending, seen.running) == (
             self.model.pending(),
@@ -276,17 +280,23 @@ class Stage(RuleBasedStateMachine):
         return caller
 
 
-class Deaths(logging.Handler):
-    """What the log says of strands that died; nothing else is logged anywhere."""
+class Log(logging.Handler):
+    """What the log says of strands that died or are stuck; it goes nowhere else."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.clear()
         logging.getLogger("ubatch").handlers = [self]
+
+    def clear(self) -> None:
+        self.deaths: list[str] = []
+        self.stuck = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if "died" in record.msg:
-            self.told.append(record.getMessage())
+            self.deaths.append(record.getMessage())
+        if "the handler has run for" in record.msg:
+            self.stuck += 1
 
 
 def objects(*kinds: type) -> list[str]:

@@ -12,6 +12,7 @@ from tests.ends import CANCELLED, Boom, Call, End, Way
 from tests.fakes import Caller, Gate, HubGate
 from tests.model import Batch, Life, Model
 from ubatch import Future
+from ubatch.nesting import running_batch
 
 
 class Item:
@@ -45,6 +46,7 @@ class Held:
         self.way: Way = "results"
         self.picked: set[int] = set()
         self.batch: Batch  # as soon as the model knows of it
+        self.real = running_batch.get()
         items = args[0] if args else kwargs["item"]
         self.numbers = [item.number for item in items]
         self.shape = "one" if args else "only"
