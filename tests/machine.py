@@ -17,13 +17,10 @@ from tests.apps.inside import Forked
 from tests.callers import SOON, Callers
 from tests.conftest import PATCHED
 from tests.ends import FAILED, WAYS, Way
-from tests.stage import ODDS, PICK, objects, setups
+from tests.stage import ODDS, PICK, THREADS, objects, setups
 from tests.watched import Answer, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
 from ubatch.batch import Batch
-
-HELD = 6
-"""Handlers that are held at once, at most: the hub's own pool has ten threads."""
 
 PLACES = st.sets(st.integers(0, 7), min_size=1)
 """Of calls in a batch: those that a handler dislikes, if they are there."""
@@ -71,10 +68,16 @@ class Machine(Callers):
         late = [held[pick % len(held)]]
         if others:
             late = [one for one in held if one.batch.life is late[0].batch.life]
+        if not self.has_threads_for(len(late)):
+            return
         for one in late:
             self.model.stick(one.batch)
         run_out_of_time([one.real for one in late])
         self.rest()
+
+    def has_threads_for(self, more: int) -> bool:
+        """Tell whether so many more handlers could be held beside those that may be."""
+        return self.model.most_at_once() + more <= THREADS
 
     # What the owner does.
 
@@ -89,7 +92,7 @@ class Machine(Callers):
         model = self.model
         if model.broken and not patient:
             return  # either error may come first
-        if len(self.held) > HELD:
+        if not self.has_threads_for(model.workers):
             return
         if model.life.closed and (afar or self.backend == "thread"):
             return  # it might only get there when the next life has begun

@@ -105,6 +105,11 @@ class Model:
         """Tell whether no call can be run: all workers are stuck, and those beside."""
         return self.places(self.life) == 0
 
+    def most_at_once(self) -> int:
+        """Return how many handlers may run at once if no more get stuck."""
+        lives = [life for life in self.lives if not life.has_ended()]
+        return self.stuck() + sum(self.places(life) for life in lives)
+
     # What callers do.
 
     def join(self, call: Call) -> Call:

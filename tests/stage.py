@@ -43,8 +43,8 @@ EXECUTORS = {
 if gevent.config.loop.__module__.startswith("gevent.libuv"):
     # A run ends by killing the hub's own pool, which on libuv takes no task after that.
     EXECUTORS["gevent"].remove("hub_threadpool")
-ENOUGH = 16
-"""Threads of an executor of ours: handlers of lives that were given up keep theirs."""
+THREADS = 10
+"""Handlers that may be held at once: the hub's own pool has as many threads."""
 
 # Whatever option is to come into play; what ends calls by the clock must be off.
 OPTIONS: dict[str, Any] = {"shed": False}
@@ -103,9 +103,9 @@ class Stage(RuleBasedStateMachine):
         )
         executor = setup["executor"]
         if executor == "futures":
-            executor = self.pool = ThreadPoolExecutor(ENOUGH)
+            executor = self.pool = ThreadPoolExecutor(THREADS)
         elif executor == "gevent pool":
-            executor = self.pool = ThreadPool(ENOUGH)
+            executor = self.pool = ThreadPool(THREADS)
         shared = {name: setup[name] for name in ("max_pending", "workers", "linger")}
         isolate = setup["on_error"] == "isolate"
         self.model = Model(setup["max_size"], **shared, isolate=isolate)
