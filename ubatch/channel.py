@@ -7,18 +7,26 @@ which no monkey-patching reaches.
 
 from __future__ import annotations
 
-from _socket import SHUT_RDWR, socket
+import os
+from _socket import CMSG_SPACE, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from struct import Struct
+from typing import Any, Protocol
 
+from ubatch import process
+from ubatch.memory import Incoming, Outgoing
 from ubatch.wire import (
     HEADER,
+    IN_BAND,
     LARGEST_FRAME,
     Frame,
     Kind,
+    Note,
     Part,
     WireError,
+    decode_first,
     decode_header,
     decode_sizes,
     encode,
@@ -26,6 +34,13 @@ from ubatch.wire import (
 
 AHEAD = 64 * 1024
 """Bytes to read at once; a frame that is smaller takes one system call."""
+
+_INT = Struct("i")
+
+FEW = 8
+"""Descriptors that may come ahead of the frames that speak of them."""
+
+ROOM = CMSG_SPACE(FEW * _INT.size)
 
 AT_ONCE = 512
 """Parts to send at once; Linux takes 1024."""
@@ -57,12 +72,16 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.largest = largest
+        self._epoch = process.epoch
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
+        self._outgoing = Outgoing()
+        self._incoming = Incoming()
+        self._fds: deque[int] = deque()  # that came, and no frame has spoken of yet
 
     def send(
         self,
@@ -82,15 +101,41 @@ class Channel:
             TimeoutError: It takes nothing.
             WireError: The frame is too large.
         """
-        left = encode(kind, ident, head, parts)
-        size = sum(map(len, left))
+        size = sum(map(len, parts))
         if size > self.largest:
             raise WireError(
                 f"a {kind.name} of {size} bytes; {self.largest} are allowed"
             )
+        note, parts, fd = self._share(parts)
+        try:
+            self._send(encode(kind, ident, head, note, parts), fd, timeout)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _share(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], int | None]:
+        """Put large parts into memory that both sides have.
+
+        Returns:
+            What to tell of that and of memory that can be used again, what is left to
+            be sent, and the descriptor of a new segment.
+        """
+        note: Note = [self._incoming.done()]
+        large = [at for at, part in enumerate(parts) if len(part) >= IN_BAND]
+        put = self._outgoing.put([parts[at] for at in large])
+        if put is None:
+            return note, parts, None
+        size = None if put.fd is None else put.size
+        note += [put.number, size, large, put.places]
+        where = set(large)
+        return note, [p for at, p in enumerate(parts) if at not in where], put.fd
+
+    def _send(self, left: list[Part], fd: int | None, timeout: float | None) -> None:
+        rights = [] if fd is None else [(SOL_SOCKET, SCM_RIGHTS, _INT.pack(fd))]
         while left:
             try:
-                sent = self._sock.sendmsg(left[:AT_ONCE])
+                sent = self._sock.sendmsg(left[:AT_ONCE], rights)
+                rights = []
             except BlockingIOError:
                 if not self._wait_for(self._fd, True, timeout):
                     raise TimeoutError(
@@ -116,17 +161,49 @@ class Channel:
             raise WireError("a frame that ends too early")
         opened = decode_header(self._take(HEADER.size), self.largest)
         sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
-        parts = [self._take(size, timeout) for size in sizes]
-        return Frame(opened.kind, opened.ident, parts)
+        first, *parts = [self._take(size, timeout) for size in sizes]
+        head, note = decode_first(first)
+        return Frame(opened.kind, opened.ident, head, self._shared(note, parts))
+
+    def _shared(self, note: Note, parts: list[Any]) -> list[Part]:
+        """Return all parts of a frame: those in shared memory, too."""
+        try:
+            done, *put = note
+            self._outgoing.free(done)
+            if not put:
+                return parts
+            number, size, large, places = put
+            if size is not None:
+                self._open(number, size)
+            if sum(length for _, length in places) > self.largest:
+                raise WireError(f"more than {self.largest} bytes of shared memory")
+            found = self._incoming.get(number, places)
+            for at, part in zip(large, found, strict=True):
+                parts.insert(at, part)
+        except (TypeError, ValueError) as error:
+            raise WireError("a frame whose memory makes no sense") from error
+        return parts
+
+    def _open(self, number: int, size: int) -> None:
+        if not self._fds:
+            raise WireError("a segment of memory that did not come")
+        fd = self._fds.popleft()
+        try:
+            self._incoming.open(number, size, fd)
+        finally:
+            os.close(fd)
 
     def end(self) -> None:
         """Have both sides find the end of it. Does not block."""
-        with suppress(OSError):  # it is there already
-            self._sock.shutdown(SHUT_RDWR)
+        if self._epoch is process.epoch:  # or it is our parent's as well
+            with suppress(OSError):  # it is there already
+                self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of the socket."""
         self._sock.close()
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _fill(self, size: int, timeout: float | None) -> bool:
         """Have *size* bytes in the buffer, that has room for them; False at the end."""
@@ -170,12 +247,24 @@ class Channel:
     def _read(self, into: memoryview, timeout: float | None) -> int:
         while True:
             try:
-                return self._sock.recv_into(into)
+                count, more, _, _ = self._sock.recvmsg_into([into], ROOM)
+                if more:
+                    self._keep(more)
+                return count
             except BlockingIOError:
                 if not self._wait_for(self._fd, False, timeout):
                     raise TimeoutError(
                         f"the other side has said nothing for {timeout} seconds"
                     ) from None
+
+    def _keep(self, more: list[tuple[int, int, bytes]]) -> None:
+        """Keep the descriptors that came, until frames speak of them."""
+        for _, kind, data in more:
+            if kind == SCM_RIGHTS:
+                whole = len(data) - len(data) % _INT.size
+                self._fds += (fd for (fd,) in _INT.iter_unpack(data[:whole]))
+        while len(self._fds) > FEW:
+            os.close(self._fds.pop())
 
 
 def _drop(left: list[Part], sent: int) -> None:

@@ -72,7 +72,7 @@ class Model:
             self._users -= 1
             last = not self._users
             if self.retired and self._users == 1:
-                self.process.end()
+                self.process.channel.end()
         if last:
             self.process.close()
 
@@ -81,7 +81,7 @@ class Model:
         with self._lock:
             self.retired = True
             if self._users == 1:
-                self.process.end()
+                self.process.channel.end()
 
     def kill(self) -> None:
         """End it now. Does not block."""
@@ -237,7 +237,7 @@ class Keeper:
             if not self._crew.over():
                 process.kill()
                 process.wait(REAPED)
-            process.end()  # whoever asks it now finds out
+            process.channel.end()  # whoever asks it now finds out
             model.let_go()
 
     def _see_through(self, model: Model) -> Past:
@@ -275,7 +275,7 @@ class Keeper:
             return self._lost(f"the model process {pid} {fate} while it loaded {label}")
         if frame.kind is Kind.READY:
             return None
-        error = unpack_error(PackedError(*unpack(frame.parts[1:])))
+        error = unpack_error(PackedError(*unpack(frame.parts)))
         text = f"{type(error).__name__}: {error}"
         trouble = BackendError(f"{self._name}: the factory failed: {text}")
         trouble.__cause__ = error.__cause__

@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1
 UNKNOWN = 255
 """The exit code of a process that somebody else has waited for."""
 
-PROGRAM = "import sys; sys.path[:0] = [{!r}]; from ubatch.model import main; main()"
+PROGRAM = "import sys; sys.path[1:1] = [{!r}]; from {} import main; sys.exit(main())"
 """What it runs: ubatch is to be found there, whatever this process did to its path."""
 
 
@@ -78,14 +78,6 @@ class Process:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def end(self) -> None:
-        """Have it end once it has answered, and who asks it find out. Does not block.
-
-        Not by a copy in a fork: its socket is the parent's, too.
-        """
-        if self._epoch is process.epoch:
-            self.channel.end()
-
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, *timeout* seconds at most; tell whether it came.
 
@@ -126,11 +118,16 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def ubatch_command(*arguments: str) -> list[str]:
+    """Return the command line of ``ubatch``, where this one is installed."""
+    return [*_command("ubatch.cli"), *arguments]
+
+
 def _start(theirs: socket, label: str) -> int:
-    python, root = _python(), str(Path(__file__).resolve().parent.parent)
+    command = [*_command("ubatch.model"), label]
     return start_process(
-        python,
-        [python, *_args_from_interpreter_flags(), "-c", PROGRAM.format(root), label],
+        command[0],
+        command,
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), FD),  # first: it may be 0
@@ -138,6 +135,12 @@ def _start(theirs: socket, label: str) -> int:
         ],
         setsigmask=[],
     )
+
+
+def _command(module: str) -> list[str]:
+    python, root = _python(), str(Path(__file__).resolve().parent.parent)
+    program = PROGRAM.format(root, module)
+    return [python, *_args_from_interpreter_flags(), "-c", program]
 
 
 def _python() -> str:
