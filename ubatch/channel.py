@@ -101,17 +101,22 @@ class Channel:
             TimeoutError: It takes nothing.
             WireError: The frame is too large.
         """
+        self._check_size(kind, parts)
+        note, parts, fd = self._share(parts)
+        try:
+            pieces = encode(kind, ident, head, note, parts)
+            self._check_size(kind, pieces)  # the other side counts the head, too
+            self._send(pieces, fd, timeout)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _check_size(self, kind: Kind, parts: Sequence[Part]) -> None:
         size = sum(map(len, parts))
         if size > self.largest:
             raise WireError(
                 f"a {kind.name} of {size} bytes; {self.largest} are allowed"
             )
-        note, parts, fd = self._share(parts)
-        try:
-            self._send(encode(kind, ident, head, note, parts), fd, timeout)
-        finally:
-            if fd is not None:
-                os.close(fd)
 
     def _share(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], int | None]:
         """Put large parts into memory that both sides have.
