@@ -226,6 +226,8 @@ class Keeper:
         except OSError as error:
             return Past(0.0, self._lost(f"no model process can be started: {error}"))
         model = self._model = Model(process, self._backend)
+        if self.retired:
+            model.retire()
         try:
             return self._see_through(model)
         except OSError as error:  # we are a copy, in a fork
@@ -255,8 +257,6 @@ class Keeper:
         if self._instead is not None:
             self._instead.retire()
             self._instead = None
-        if self.retired:
-            model.retire()
         process.wait()
         trouble = self._lost(f"the model process {process.pid} {process.fate}")
         return Past(monotonic() - ready, trouble)
