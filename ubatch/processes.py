@@ -224,9 +224,9 @@ class Processes:
                 if isinstance(outcome, Outcome):
                     return outcome
                 lost = WorkerLost(f"{self._of}: {outcome}; call again")
-                if not retry:
+                if not (outcome.unread or retry):
                     break
-                retry = False
+                retry = retry and outcome.unread
         except WireError as error:  # more than may be sent
             lost = BackendError(f"{self._of}: {error}; set a smaller max_size")
         lost = lost or self.trouble or WorkerLost(f"{self._of}: no model process")
