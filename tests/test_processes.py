@@ -32,6 +32,7 @@ from ubatch import (
     RemoteError,
     Stopped,
     UBatch,
+    UBatchError,
     WorkerLost,
     keeper,
     ubatch_decorator,
@@ -780,25 +781,24 @@ def test_isolate_counts_besides_items_that_cannot_be_sent(site: Site) -> None:
     assert ["a", "bad"] == site.noted()[0]
 
 
-@pytest.mark.concurrency
-def test_an_item_too_large_for_the_wire_is_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It fails alone, and with an error of ours; so do results."""
+def test_what_is_too_large_for_the_wire_is_refused(site: Site) -> None:
+    """One item that is fails alone; as many as are, go in several batches; of results
+    all fail."""
     ub = site.batcher(obey, 3, 60.0, linger="full")
-    (pid,) = {*ub.map([call(os.getpid)] * 3)}
-    ((model,),) = [executor_of(ub)._up]
-    monkeypatch.setattr(model.process.channel, "largest", 100_000)
+    together(ub, [call(models.limit_frames, 100_000)] * 3)
+    for model in executor_of(ub)._up:
+        model.process.channel.largest = 100_000
     do = [call(len, b"1"), call(len, bytes(200_000)), call(len, b"22")]
     first, second, third = together(ub, do)
     assert [1, 2] == [first, third]
     assert isinstance(second, BackendError) and "100000 are allowed" in str(second)
-    # All together they are too large, and none alone.
+    assert (6, 5, 1) == seen_ends(ub)
     do = [call(len, bytes(60_000)), call(len, bytes(60_001)), call(os.getpid)]
-    assert [60_000, 60_001, pid] == together(ub, do)
+    assert [60_000, 60_001] == together(ub, do)[:2]
     do = [call(models.give_size, 200_000), call(os.getpid), call(os.getpid)]
     for error in together(ub, do):
-        assert isinstance(error, WorkerLost) and "100000 are allowed" in str(error)
+        assert isinstance(error, UBatchError) and "100000 are allowed" in str(error)
+    assert {*together(ub, [call(os.getpid)] * 3)} == site.pids()
 
 
 def executor_of(ub: UBatch[Any, Any]) -> Any:

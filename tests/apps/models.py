@@ -6,6 +6,7 @@ and holds it there at a gate, a FIFO: each gets the path of one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from tests.apps.inside import Record
 from ubatch import UBatch, ubatch_decorator
+from ubatch.channel import Channel
 
 Handler = Callable[..., Any]
 
@@ -188,6 +190,13 @@ def give_lambda() -> Any:
 def give_size(size: int) -> bytes:
     """Return much."""
     return bytes(size)
+
+
+def limit_frames(size: int) -> None:
+    """Allow frames of no more bytes."""
+    for found in gc.get_objects():
+        if isinstance(found, Channel):
+            found.largest = size
 
 
 def die(pid: int) -> Any:
