@@ -37,6 +37,7 @@ from ubatch import (
     keeper,
     ubatch_decorator,
 )
+from ubatch.backends import thread
 from ubatch.errors import RemoteTraceback
 
 NAMED = "tests.apps.models:"
@@ -707,6 +708,41 @@ def test_without_a_process_callers_are_told_and_later_ones_served(
             return False
 
     site.world.until(served)
+
+
+@pytest.mark.concurrency
+def test_without_a_thread_for_each_process_those_that_are_there_serve(
+    threads: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is refused for the others, which are started when there are threads."""
+    site, starts = Site(threads, tmp_path), [0]
+    start = thread.start_thread
+
+    def limited(run: Callable[[], None]) -> None:
+        starts[0] += 1
+        if starts[0] > 2:  # a worker, and a keeper
+            raise RuntimeError("can't start new thread")
+        start(run)
+
+    ub = site.batcher(obey, max_size=1, processes=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "start_thread", limited)
+        assert 1 == ub.ubatch(call(Identity(), 1))
+        assert starts[0] > 2 and 1 == len(site.pids())
+    assert 2 == ub.ubatch(call(Identity(), 2))
+    threads.until(lambda: len(site.pids()) == 2)
+    site.end()
+
+
+@pytest.mark.concurrency
+def test_no_process_is_started_once_all_is_closed(site: Site) -> None:
+    """Not even one that is to replace another."""
+    ub = site.batcher(NAMED + "echo")
+    assert 1 == ub.ubatch(1)
+    executor_of(ub).close()
+    executor_of(ub).reload()
+    site.world.until(lambda: not site.pids())
+    site.world.until(lambda: not executor_of(ub)._keepers)
 
 
 # Handlers that are slow, bad or stuck.

@@ -185,9 +185,8 @@ class Processes:
 
     def begin(self) -> None:
         """Start the processes, unless they have been. Does not block."""
-        if not self._closed:
-            for _ in range(self._spec.processes - len(self._keepers)):
-                self._hire(None)
+        for _ in range(self._spec.processes - len(self._keepers)):
+            self._hire(None)
 
     def pids(self) -> list[int]:
         """Return the processes that are ready."""
@@ -327,14 +326,18 @@ class Processes:
     def _hire(self, instead: Keeper | None) -> None:
         keeper = Keeper(self, self._spec, self._of, self._backend, instead)
         with self._lock:
+            if self._closed:
+                return
             self._keepers.add(keeper)
         try:
             self._backend.spawn(keeper.work, keeper.ended)
         except RuntimeError:  # no thread is to be had
             with self._lock:
                 self._keepers.discard(keeper)
+                others = bool(self._keepers)
             message = "cannot start a thread that keeps a model process"
-            self._changed(BackendError(f"{self._of}: {message}"))
+            if not others:
+                self._changed(BackendError(f"{self._of}: {message}"))
 
     def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:
