@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.monkey
 import numpy
 import psutil
 import pytest
@@ -743,6 +745,45 @@ def test_no_process_is_started_once_all_is_closed(site: Site) -> None:
     executor_of(ub).reload()
     site.world.until(lambda: not site.pids())
     site.world.until(lambda: not executor_of(ub)._keepers)
+
+
+@pytest.mark.concurrency
+def test_a_process_that_cannot_be_waited_for_is_not_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many files are open: it is ended, and its callers are told."""
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ub = site.batcher(NAMED + "echo")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(WorkerLost, match="can be started: .*Too many open files"):
+            ub.ubatch(1)
+        site.world.until(lambda: not site.pids())
+    ub.stop()
+
+
+@pytest.mark.concurrency
+def test_a_process_may_be_waited_for_by_somebody_else(
+    hub: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gevent does for all children, at times: its end is noticed, and its number,
+    which may be another's by now, is not used."""
+    site = Site(hub, tmp_path)
+    ub = site.gated()
+    lost = hub.spawn(ub.ubatch, "wait")
+    pid = site.until_noted(["wait"])
+    (model,) = executor_of(ub)._up
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", pytest.fail)
+        signal.pidfd_send_signal(model.process._pidfd, signal.SIGKILL)
+        gevent.monkey.get_original("os", "waitpid")(pid, 0)
+        with pytest.raises(WorkerLost, match="has ended while it had this call"):
+            lost.result()
+    assert "NEXT" == ub.ubatch("next")
+    site.end()
 
 
 # Handlers that are slow, bad or stuck.
