@@ -37,6 +37,7 @@ from ubatch import (
     UBatchError,
     WorkerLost,
     keeper,
+    spawn,
     ubatch_decorator,
 )
 from ubatch.backends import thread
@@ -203,8 +204,19 @@ def test_what_is_no_factory_is_refused(factory: Any, why: str) -> None:
 def test_a_function_of_the_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process would import the name ``__main__``, and find itself."""
     monkeypatch.setattr(of_main, "__module__", "__main__")
-    with pytest.raises(TypeError, match="put it into a module"):
-        ProcessExecutor(of_main)
+    for factory in (of_main, partial(of_main), partial(partial(of_main), 1)):
+        with pytest.raises(TypeError, match="factory of_main .* put it into a module"):
+            ProcessExecutor(factory)
+
+
+def test_a_factory_is_shown_by_its_name() -> None:
+    """Also where it is given with arguments: log lines and stats() show that."""
+    named = "tests.apps.models:gated"
+    for factory in (named, models.gated, partial(models.gated, "a", "b")):
+        assert f"ProcessExecutor({named!r}, processes=1)" == repr(
+            ProcessExecutor(factory)
+        )
+    assert named == UBatch(1, 0.0, executor=ProcessExecutor(models.gated)).name
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -579,6 +591,25 @@ def test_a_signal_to_all_processes_does_not_end_the_model(
     site.gate.open()
     assert "WAIT" == caller.result()
     assert "NEXT" == ub.ubatch("next") and pid == site.until_noted(["next"])
+
+
+@pytest.mark.concurrency
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_while_a_process_starts_does_not_end_it(
+    site: Site, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come before it can say that it wants none; its children get them."""
+    start, pids = spawn.start_process, []
+
+    def start_and_signal(*args: Any, **kwargs: Any) -> int:
+        pids.append(start(*args, **kwargs))
+        os.kill(pids[0], number)
+        return pids[0]
+
+    monkeypatch.setattr(spawn, "start_process", start_and_signal)
+    ub = site.batcher(obey)
+    assert pids == ub.map([call(os.getpid)])
+    assert not ub.ubatch(call(signal.pthread_sigmask, signal.SIG_BLOCK, []))
 
 
 # A process that is not there yet.
@@ -1078,6 +1109,33 @@ def test_a_batched_function_can_be_the_handler(site: Site) -> None:
     ub = site.batcher(NAMED + "decorated")
     assert [2, 4, 6] == ub.map([1, 2, 3])
     assert 1 == len(site.pids())
+
+
+def test_a_function_can_be_the_handler_of_its_own_batcher(hub: World) -> None:
+    """Decorated for a model process, whose factory returns it: it runs there, not in
+    the next one, and that in the next one."""
+    before = children()
+    try:
+        squared = models.squared.with_options(deadline=10.0)
+        assert [4, 9] == squared.map([2, 3])
+        (pid,) = children() - before
+        assert [] == psutil.Process(pid).children()
+        assert [16] == models.squared([4])
+    finally:
+        models.squared.stop(timeout=1.0)
+    hub.until(lambda: not children() - before)
+
+
+def test_a_folder_that_is_gone_is_not_looked_into(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may have been started where there is nothing any more."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "gone").rmdir()
+    ub = site.batcher(NAMED + "echo")
+    assert 1 == ub.ubatch(1)
 
 
 @pytest.mark.concurrency

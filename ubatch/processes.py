@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,11 +93,19 @@ class ProcessExecutor(Elsewhere):
 
     def setup(self) -> tuple[Any, list[Any]]:
         """Return the head and the parts of a SETUP."""
-        path = [os.getcwd() if entry == "" else entry for entry in sys.path]
-        return {"parent": os.getpid()}, pack((path, self._factory))
+        return {"parent": os.getpid()}, pack((_path(), self._factory))
 
     def __repr__(self) -> str:
         return f"ProcessExecutor({self.label!r}, processes={self.processes})"
+
+
+def _path() -> list[str]:
+    """Return where modules are looked for here."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the folder is gone
+        return [entry for entry in sys.path if entry != ""]
+    return [here if entry == "" else entry for entry in sys.path]
 
 
 def _checked(factory: object) -> tuple[str, str | bytes]:
@@ -112,8 +121,11 @@ def _checked(factory: object) -> tuple[str, str | bytes]:
             "factory must be 'package.module:factory' or a function that returns the "
             f"handler, not {shown(factory)}"
         )
-    module = getattr(factory, "__module__", None)
-    name = getattr(factory, "__qualname__", None) or type(factory).__qualname__
+    named: object = factory
+    while isinstance(named, partial):
+        named = named.func
+    module = getattr(named, "__module__", None)
+    name = getattr(named, "__qualname__", None) or type(named).__qualname__
     if module == "__main__":
         raise TypeError(
             f"factory {name} is of the program that was started, which another process "

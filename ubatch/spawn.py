@@ -27,6 +27,10 @@ FD = 3
 PR_SET_PDEATHSIG = 1
 """What Linux calls that."""
 
+UNWANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that may be meant for all processes of a terminal or of a service. Who has a
+model process decides when it ends: what those accepted is still to be run."""
+
 UNKNOWN = 255
 """The exit code of a process that somebody else has waited for."""
 
@@ -137,7 +141,7 @@ def _start(theirs: socket, label: str) -> int:
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), FD),  # first: it may be 0
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         ],
-        setsigmask=[],
+        setsigmask=UNWANTED,  # until it can say so
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.apps.inside import Record
-from ubatch import UBatch, ubatch_decorator
+from ubatch import ProcessExecutor, UBatch, ubatch_decorator
 from ubatch.channel import Channel
 
 Handler = Callable[..., Any]
@@ -145,6 +145,17 @@ def doubled(items: list[int]) -> list[int]:
 def decorated() -> Handler:
     """Return a function that is batched where it is written."""
     return doubled
+
+
+@ubatch_decorator(8, 0.0, executor=ProcessExecutor("tests.apps.models:squared_itself"))
+def squared(items: list[int]) -> list[int]:
+    """Square, in a model process."""
+    return [item * item for item in items]
+
+
+def squared_itself() -> Handler:
+    """Return the function that is to run here, as it is batched elsewhere."""
+    return squared
 
 
 class Factories:
