@@ -55,11 +55,11 @@ def main() -> None:
         setup = channel.receive()
         if setup is not None:
             end_with_parent(signal.SIGKILL)  # even in a handler
-            if os.getppid() != setup.head["parent"]:  # it was gone before
-                return
-            handler = _begin(channel, setup)
+            here = os.getppid() == setup.head["parent"]  # or it was gone before
+            handler = _begin(channel, setup) if here else None
             while handler is not None and _answer(channel, handler):
                 pass
+    channel.close()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GOODBYE)  # whatever the handler's libraries do at exit
 
