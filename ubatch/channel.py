@@ -10,6 +10,7 @@ from __future__ import annotations
 from _socket import SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Protocol
 
 from ubatch.wire import (
@@ -26,6 +27,10 @@ from ubatch.wire import (
 
 AHEAD = 64 * 1024
 """Bytes to read at once; a frame that is smaller takes one system call."""
+
+PAUSE_EVERY = 0.001
+"""Seconds after which whoever sends or receives without having to wait lets others run:
+a client that never pauses must not keep a hub from all others."""
 
 AT_ONCE = 512
 """Parts to send at once; Linux takes 1024."""
@@ -50,19 +55,24 @@ class Channel:
     Owner: one receives at a time, and one sends; end() is for anybody. What receives
     closes it, once nobody else has it: while it is waited for, its number must not be
     given to another file.
+
+    Args:
+        largest: Bytes of a frame that may come.
     """
 
     def __init__(
         self, sock: socket, wait_for: WaitFor, largest: int = LARGEST_FRAME
     ) -> None:
         sock.setblocking(False)
-        self.largest = largest
+        self.largest_sent = LARGEST_FRAME  # what the other side takes
+        self._largest = largest
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
+        self._paused = monotonic()  # when the receiver last let others run
 
     def send(
         self,
@@ -84,11 +94,15 @@ class Channel:
         """
         left = encode(kind, ident, head, parts)
         size = sum(map(len, left))
-        if size > self.largest:
+        if size > self.largest_sent:
             raise WireError(
-                f"a {kind.name} of {size} bytes; {self.largest} are allowed"
+                f"a {kind.name} of {size} bytes; {self.largest_sent} are allowed"
             )
+        paused = monotonic()
         while left:
+            if monotonic() - paused > PAUSE_EVERY:
+                self._wait_for(self._fd, True, 0.0)
+                paused = monotonic()
             try:
                 sent = self._sock.sendmsg(left[:AT_ONCE])
             except BlockingIOError:
@@ -110,11 +124,13 @@ class Channel:
             TimeoutError: It says nothing.
             WireError: What came is no frame, or ends too early.
         """
+        if self._stop > self._start:  # it goes on without having had to wait
+            self._maybe_pause()
         if not self._fill(HEADER.size, timeout):
             if self._start == self._stop:
                 return None
             raise WireError("a frame that ends too early")
-        opened = decode_header(self._take(HEADER.size), self.largest)
+        opened = decode_header(self._take(HEADER.size), self._largest)
         sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
         parts = [self._take(size, timeout) for size in sizes]
         return Frame(opened.kind, opened.ident, parts)
@@ -170,12 +186,20 @@ class Channel:
     def _read(self, into: memoryview, timeout: float | None) -> int:
         while True:
             try:
-                return self._sock.recv_into(into)
+                count = self._sock.recv_into(into)
+                self._maybe_pause()
+                return count
             except BlockingIOError:
                 if not self._wait_for(self._fd, False, timeout):
                     raise TimeoutError(
                         f"the other side has said nothing for {timeout} seconds"
                     ) from None
+                self._paused = monotonic()
+
+    def _maybe_pause(self) -> None:
+        if monotonic() - self._paused > PAUSE_EVERY:
+            self._wait_for(self._fd, False, 0.0)
+            self._paused = monotonic()
 
 
 def _drop(left: list[Part], sent: int) -> None:
