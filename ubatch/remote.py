@@ -268,7 +268,7 @@ class Remote:
                 raise ConnectionResetError("it hung up")
             if frame.kind is not Kind.HELLO:
                 raise BackendError(f"{self._of}: {self._path}: {frame.head}")
-            channel.largest = frame.head["largest"]
+            channel.largest_sent = frame.head["largest"]
             message = "%s: connected to the model server %d at %s, which runs %s"
             server = frame.head["pid"], self._path, frame.head["name"]
             tell(logger, logging.INFO, message, self._of, *server)
