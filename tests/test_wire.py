@@ -36,6 +36,7 @@ from ubatch.parcel import (
 )
 from ubatch.wire import (
     HEADER,
+    HEADS,
     IN_BAND,
     KINDS,
     MAGIC,
@@ -46,6 +47,7 @@ from ubatch.wire import (
     Reader,
     VersionError,
     WireError,
+    decode_first,
     decode_header,
     decode_sizes,
     encode,
@@ -89,7 +91,7 @@ def frame_of(*parts: bytes, kind: int = Kind.JOB, ident: int = 7) -> bytes:
 def test_a_frame_has_the_bytes_that_are_agreed_on() -> None:
     """Other versions are told apart by the first five; this one is as written here."""
     pieces = encode(Kind.OUTCOME, 9, {"a": [1]}, [b"xy", bytearray(b""), b"z"])
-    wanted = frame_of(b'{"a":[1]}', b"xy", b"", b"z", kind=7, ident=9)
+    wanted = frame_of(b'[{"a":[1]},[[]]]', b"xy", b"", b"z", kind=7, ident=9)
     assert wanted == b"".join(bytes(piece) for piece in pieces)
     assert (20, MAGIC, 1) == (HEADER.size, wanted[:4], VERSION)
 
@@ -131,7 +133,7 @@ def test_frames_arrive_in_order_whatever_their_size(
             frame.ident,
             frame.head,
         )
-        assert parts == frame.parts[1:]
+        assert parts == frame.parts
     assert theirs.receive() is None
     sender.result()
 
@@ -140,21 +142,21 @@ def test_a_frame_may_come_byte_by_byte(pair: Pair) -> None:
     """Where the pieces begin and end means nothing."""
     channel, theirs = pair
     receiver = NativeCaller(channel.receive)
-    for byte in frame_of(b"null", b"abc", b""):
+    for byte in frame_of(b"[null,[[]]]", b"abc", b""):
         theirs.send(bytes([byte]))
     frame = receiver.result()
-    assert [b"null", b"abc", b""] == frame.parts and frame.head is None
+    assert [b"abc", b""] == frame.parts and frame.head is None
 
 
 def test_what_was_received_does_not_change(pair: Pair) -> None:
     """The next frame is not read into parts that were given out."""
     channel, theirs = pair
-    theirs.sendall(frame_of(b"1", b"first"))
+    theirs.sendall(frame_of(b"[1,[[]]]", b"first"))
     first = channel.receive()
-    theirs.sendall(frame_of(b"2", b"other"))
+    theirs.sendall(frame_of(b"[2,[[]]]", b"other"))
     second = channel.receive()
     assert first is not None and second is not None
-    assert [b"1", b"first"] == first.parts and [b"2", b"other"] == second.parts
+    assert (1, [b"first"]) == first[2:] and (2, [b"other"]) == second[2:]
 
 
 # What is refused.
@@ -173,7 +175,7 @@ def test_what_was_received_does_not_change(pair: Pair) -> None:
         (frame_of(b"ab", b"c")[:25], "ends too early"),
         (frame_of(b"ab")[:10], "ends too early"),
         (frame_of(bytes(2 * AHEAD))[:-1], "ends too early"),
-        (frame_of(bytes((1 << 20) + 1)), "a JOB of 1048577 bytes; 1048576 are"),
+        (frame_of(bytes((1 << 20) + HEADS + 1)), "bytes; 1048576 are allowed"),
         (
             struct.pack("<4sBBHIQQ", b"ubat", 1, 6, 1, 0, 5, 6) + bytes(6),
             "parts do not add up",
@@ -204,21 +206,23 @@ def test_another_version_is_told_apart() -> None:
 def test_too_large_or_too_many_is_not_sent(pair: Pair) -> None:
     """The channel is as it was before, and the next frame goes."""
     channel, theirs = pair
+    channel.largest_sent = 1 << 20
     with pytest.raises(WireError, match="are allowed"):
-        channel.send(Kind.JOB, 0, None, [bytes(1 << 20)])
+        channel.send(Kind.JOB, 0, None, [bytes((1 << 20) + 1)])
     with pytest.raises(WireError, match=f"of 65536 parts; {MOST_PARTS} are allowed"):
         channel.send(Kind.JOB, 0, None, [b""] * MOST_PARTS)
     channel.send(Kind.JOB, 7, 1)
-    assert frame_of(b"1") == theirs.recv(1000)
+    assert frame_of(b"[1,[[]]]") == theirs.recv(1000)
 
 
-@pytest.mark.parametrize("head", [b"", b"{", b"\xff", b"[" * 100_000, b"nul"])
-def test_a_head_that_makes_no_sense_is_refused(head: bytes) -> None:
-    """It is JSON, and nothing else."""
-    with pytest.raises(WireError, match="whose head makes no sense"):
-        Frame(Kind.JOB, 0, [bytearray(head)]).head
-    with pytest.raises(WireError, match="whose head makes no sense"):
-        Frame(Kind.JOB, 0, []).head
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"{", b"\xff", b"[" * 100_000, b"nul", b"1", b"[1]", b"[1,2]", b"[1,[],3]"],
+)
+def test_a_first_part_that_makes_no_sense_is_refused(first: bytes) -> None:
+    """It is JSON: a head and a note, and nothing else."""
+    with pytest.raises(WireError, match="whose first part makes no sense"):
+        decode_first(first)
 
 
 def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
@@ -227,13 +231,13 @@ def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
     with pytest.raises(TimeoutError, match="has said nothing for 0.01 seconds"):
         channel.receive(timeout=0.01)
     with pytest.raises(TimeoutError, match="has taken nothing for 0.01 seconds"):
-        channel.send(Kind.JOB, 0, None, [bytes(1 << 19), bytes(1 << 18)], timeout=0.01)
+        channel.send(Kind.JOB, 0, None, [bytes(9999)] * 99, timeout=0.01)
 
 
 def test_the_end_is_told_from_an_error(pair: Pair) -> None:
     """After the last frame there is None; and who sends then is told."""
     channel, theirs = pair
-    theirs.sendall(frame_of(b"1"))
+    theirs.sendall(frame_of(b"[1,[[]]]"))
     theirs.shutdown(1)
     assert channel.receive() is not None
     assert channel.receive() is None
@@ -244,7 +248,7 @@ def test_the_end_is_told_from_an_error(pair: Pair) -> None:
 
 def test_a_reader_gives_no_more_parts_than_there_are() -> None:
     """What a head promises has to be there."""
-    reader = Reader(Frame(Kind.JOB, 0, [bytearray(b"h"), bytearray(b"a")]))
+    reader = Reader(Frame(Kind.JOB, 0, "h", [bytearray(b"a")]))
     assert [b"a"] == reader.take(1) and [] == reader.take(0)
     with pytest.raises(WireError, match="lacks some of its parts"):
         reader.take(1)
@@ -274,7 +278,6 @@ def test_whatever_comes_is_a_frame_or_refused(data: Any) -> None:
         while (frame := channel.receive(timeout=5.0)) is not None:
             assert frame.kind in KINDS.values()
             assert sum(map(len, frame.parts)) <= 10_000
-            frame.head
     except WireError:
         pass
     finally:
@@ -303,7 +306,7 @@ def test_what_is_encoded_is_decoded(parts: list[bytes], ident: int) -> None:
     opened = decode_header(data[: HEADER.size], 1 << 20)
     sizes = decode_sizes(data[HEADER.size :], opened)
     assert (Kind.CALLS, ident) == opened[:2]
-    assert [3, *map(len, parts)] == list(sizes)
+    assert [len(b"[[1],[[]]]"), *map(len, parts)] == list(sizes)
     assert len(data) == HEADER.size + 8 * len(sizes) + opened.total
 
 

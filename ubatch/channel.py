@@ -35,9 +35,6 @@ PAUSE_EVERY = 0.001
 """Seconds after which whoever sends or receives without having to wait lets others run:
 a client that never pauses must not keep a hub from all others."""
 
-HEADS = 1 << 20
-"""Bytes that a head may take besides."""
-
 AT_ONCE = 512
 """Parts to send at once; Linux takes 1024."""
 
@@ -107,7 +104,7 @@ class Channel:
             )
         note, parts, rights = self._shared.put(parts)
         try:
-            self._send(encode(kind, ident, head, note, parts), rights, timeout)
+            self._send(encode(kind, ident, head, parts, note), rights, timeout)
         finally:
             close_all(rights)
 
@@ -145,7 +142,7 @@ class Channel:
             if self._start == self._stop:
                 return None
             raise WireError("a frame that ends too early")
-        opened = decode_header(self._take(HEADER.size), self._largest + HEADS)
+        opened = decode_header(self._take(HEADER.size), self._largest)
         sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
         first, *parts = [self._take(size, timeout) for size in sizes]
         head, note = decode_first(first)

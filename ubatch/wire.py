@@ -25,6 +25,9 @@ MOST_PARTS = 0xFFFF
 LARGEST_FRAME = 1 << 30
 """Bytes that one frame may hold, unless a server says otherwise."""
 
+HEADS = 1 << 20
+"""Bytes that the head of a frame may take besides."""
+
 IN_BAND = 16 * 1024
 """Bytes of a buffer from which on it is a part of its own: to copy less than that into
 the pickle and out again is cheaper than one more part, of which each costs 1 us."""
@@ -76,11 +79,13 @@ class VersionError(WireError):
 
 
 Note = list[Any]
-"""What the first part tells besides the head: see channel.py."""
+"""What the first part tells besides the head: see memory.py."""
+
+NOTHING: Note = [[]]
 
 
 def encode(
-    kind: Kind, ident: int, head: Any, note: Note, parts: Sequence[Part] = ()
+    kind: Kind, ident: int, head: Any, parts: Sequence[Part] = (), note: Note = NOTHING
 ) -> list[Part]:
     """Return a frame, in pieces.
 
@@ -122,7 +127,7 @@ def decode_header(data: Part, largest: int) -> Opened:
         raise WireError(
             f"a frame of kind {kind}, which version {VERSION} does not know"
         )
-    if total > largest:
+    if total > largest + HEADS:
         raise WireError(f"a {KINDS[kind].name} of {total} bytes; {largest} are allowed")
     return Opened(KINDS[kind], ident, parts, total)
 
