@@ -1,4 +1,4 @@
-"""Do large arrays arrive through shared memory, which is used again once it is unused?"""
+"""Do large arrays arrive through shared memory, that is used again once unused?"""
 
 from __future__ import annotations
 
