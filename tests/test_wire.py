@@ -36,7 +36,6 @@ from ubatch.parcel import (
 )
 from ubatch.wire import (
     HEADER,
-    HEADS,
     IN_BAND,
     KINDS,
     MAGIC,
@@ -47,7 +46,6 @@ from ubatch.wire import (
     Reader,
     VersionError,
     WireError,
-    decode_first,
     decode_header,
     decode_sizes,
     encode,
@@ -156,10 +154,18 @@ def test_what_was_received_does_not_change(pair: Pair) -> None:
     theirs.sendall(frame_of(b"[2,[[]]]", b"other"))
     second = channel.receive()
     assert first is not None and second is not None
-    assert (1, [b"first"]) == first[2:] and (2, [b"other"]) == second[2:]
+    assert (1, [b"first"]) == (first.head, first.parts)
+    assert (2, [b"other"]) == (second.head, second.parts)
 
 
 # What is refused.
+
+NOTES = [
+    *(b"[]", b"[1]", b"[[],1]", b"[[],1,2,3,4,5]", b'[["a"],0,null,[],[]]'),
+    *(b"[[],0,null,[],[]]", b"[[],0,1048576,[0],[[0,5]]]", b"[[],9,null,[0],[[0,5]]]"),
+    *(b"[[[]]]", b'[[],0,null,"a",7]', b"[[],{},null,[0],[[0,5]]]"),
+]
+"""What may be said of shared memory where there is none."""
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_what_was_received_does_not_change(pair: Pair) -> None:
         (frame_of(b"ab", b"c")[:25], "ends too early"),
         (frame_of(b"ab")[:10], "ends too early"),
         (frame_of(bytes(2 * AHEAD))[:-1], "ends too early"),
-        (frame_of(bytes((1 << 20) + HEADS + 1)), "bytes; 1048576 are allowed"),
+        (frame_of(bytes((1 << 20) + 1)), "a JOB of 1048577 bytes; 1048576 are"),
         (
             struct.pack("<4sBBHIQQ", b"ubat", 1, 6, 1, 0, 5, 6) + bytes(6),
             "parts do not add up",
@@ -206,9 +212,9 @@ def test_another_version_is_told_apart() -> None:
 def test_too_large_or_too_many_is_not_sent(pair: Pair) -> None:
     """The channel is as it was before, and the next frame goes."""
     channel, theirs = pair
-    channel.largest_sent = 1 << 20
-    with pytest.raises(WireError, match="are allowed"):
-        channel.send(Kind.JOB, 0, None, [bytes((1 << 20) + 1)])
+    for size in 1 << 20, (1 << 20) - 1000:  # the head counts
+        with pytest.raises(WireError, match="bytes; 1048576 are allowed"):
+            channel.send(Kind.JOB, 0, None, [bytes(1000)] * (size // 1000 + 1))
     with pytest.raises(WireError, match=f"of 65536 parts; {MOST_PARTS} are allowed"):
         channel.send(Kind.JOB, 0, None, [b""] * MOST_PARTS)
     channel.send(Kind.JOB, 7, 1)
@@ -217,12 +223,18 @@ def test_too_large_or_too_many_is_not_sent(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [b"", b"{", b"\xff", b"[" * 100_000, b"nul", b"1", b"[1]", b"[1,2]", b"[1,[],3]"],
+    [b"", b"{", b"\xff", b"[" * 100_000, b"nul", b"1", b"[1]", b"[1,2]", b'"ab"']
+    + [b"[1,%s]" % note for note in NOTES],
+    ids=lambda first: first[:40].decode("latin-1"),
 )
-def test_a_first_part_that_makes_no_sense_is_refused(first: bytes) -> None:
-    """It is JSON: a head and a note, and nothing else."""
-    with pytest.raises(WireError, match="whose first part makes no sense"):
-        decode_first(first)
+def test_a_first_part_that_makes_no_sense_is_refused(pair: Pair, first: bytes) -> None:
+    """It is JSON, and speaks of memory that is there; nothing else."""
+    channel, theirs = pair
+    sender = NativeCaller(theirs.sendall, frame_of(first, b"x"))
+    with pytest.raises(WireError, match="makes no sense|memory"):
+        channel.receive(timeout=5.0)
+    channel.end()
+    sender.join()
 
 
 def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
@@ -231,7 +243,7 @@ def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
     with pytest.raises(TimeoutError, match="has said nothing for 0.01 seconds"):
         channel.receive(timeout=0.01)
     with pytest.raises(TimeoutError, match="has taken nothing for 0.01 seconds"):
-        channel.send(Kind.JOB, 0, None, [bytes(9999)] * 99, timeout=0.01)
+        channel.send(Kind.JOB, 0, None, [bytes(1000)] * 1000, timeout=0.01)
 
 
 def test_the_end_is_told_from_an_error(pair: Pair) -> None:
@@ -248,10 +260,20 @@ def test_the_end_is_told_from_an_error(pair: Pair) -> None:
 
 def test_a_reader_gives_no_more_parts_than_there_are() -> None:
     """What a head promises has to be there."""
-    reader = Reader(Frame(Kind.JOB, 0, "h", [bytearray(b"a")]))
+    reader = Reader(Frame(Kind.JOB, 0, None, [bytearray(b"a")]))
     assert [b"a"] == reader.take(1) and [] == reader.take(0)
     with pytest.raises(WireError, match="lacks some of its parts"):
         reader.take(1)
+
+
+PLACES = some.lists(some.lists(some.integers(-9, 2**40), min_size=2, max_size=2))
+SAID = some.just([[]]) | some.tuples(
+    some.lists(some.integers(-1, 5) | some.text(max_size=1), max_size=2),
+    some.integers(-1, 5),
+    some.none() | some.integers(-1, 2**40),
+    some.lists(some.integers(-3, 9), max_size=3),
+    PLACES,
+).map(list)
 
 
 @settings(deadline=None)
@@ -263,6 +285,7 @@ def test_whatever_comes_is_a_frame_or_refused(data: Any) -> None:
         data.draw(some.integers(0, 2**32 - 1)),
         data.draw(some.recursive(some.none() | some.text(), some.lists, max_leaves=5)),
         data.draw(some.lists(some.binary(max_size=40), max_size=4)),
+        data.draw(SAID),
     )
     good = bytearray(b"".join(bytes(piece) for piece in pieces))
     for _ in range(data.draw(some.integers(0, 3))):

@@ -97,16 +97,21 @@ class Channel:
             TimeoutError: It takes nothing.
             WireError: The frame is too large.
         """
+        self._check_size(kind, parts)
+        note, parts, rights = self._shared.put(parts)
+        try:
+            pieces = encode(kind, ident, head, parts, note)
+            self._check_size(kind, pieces)  # the other side counts the head, too
+            self._send(pieces, rights, timeout)
+        finally:
+            close_all(rights)
+
+    def _check_size(self, kind: Kind, parts: Sequence[Part]) -> None:
         size = sum(map(len, parts))
         if size > self.largest_sent:
             raise WireError(
                 f"a {kind.name} of {size} bytes; {self.largest_sent} are allowed"
             )
-        note, parts, rights = self._shared.put(parts)
-        try:
-            self._send(encode(kind, ident, head, parts, note), rights, timeout)
-        finally:
-            close_all(rights)
 
     def _send(self, left: list[Part], rights: Rights, timeout: float | None) -> None:
         paused = monotonic()

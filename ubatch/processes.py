@@ -194,9 +194,18 @@ class Processes:
         return sorted(model.process.pid for model in self._up)
 
     def claim(self, batch: Batch) -> None:
+        # Race (snatched): 1. a strand sees a vacant process; 2. that ends, or goes to
+        #       a batch whose own was lost; 3. the strand claims it, and there is none.
+        #       Then run() waits for the next one.
         with self._lock:
-            model = self._claimed[batch] = self._vacant.pop()
-            model.take()
+            self._claim(batch)
+
+    def _claim(self, batch: Batch) -> bool:
+        if not self._vacant:
+            return False
+        model = self._claimed[batch] = self._vacant.pop()
+        model.take()
+        return True
 
     def left(self, batch: Batch, call: int) -> None:
         pass
@@ -207,19 +216,21 @@ class Processes:
             model.kill()
 
     def run(self, batch: Batch) -> Outcome:
-        began = monotonic()
+        began, retry = monotonic(), self._spec.retry
+        lost: Exception | None = None
         try:
-            outcome = self._run(batch)
-            if isinstance(outcome, Lost) and self._spec.retry:
-                if self._claim_another(batch):
-                    outcome = self._run(batch)
+            while batch in self._claimed or self._claim_another(batch):
+                outcome = self._run(batch)
+                if isinstance(outcome, Outcome):
+                    return outcome
+                lost = WorkerLost(f"{self._of}: {outcome}; call again")
+                if not (outcome.unread or retry):
+                    break
+                retry = retry and outcome.unread
         except WireError as error:  # more than may be sent
-            refused = BackendError(f"{self._of}: {error}; set a smaller max_size")
-            return Outcome(None, Failure(refused), monotonic() - began)
-        if isinstance(outcome, Lost):
-            lost = WorkerLost(f"{self._of}: {outcome}; call again")
-            return Outcome(None, Failure(lost), monotonic() - began)
-        return outcome
+            lost = BackendError(f"{self._of}: {error}; set a smaller max_size")
+        lost = lost or self.trouble or WorkerLost(f"{self._of}: no model process")
+        return Outcome(None, Failure(lost), monotonic() - began)
 
     def rest(self) -> None:
         pass
@@ -253,12 +264,11 @@ class Processes:
             self._give_back(batch, model)
 
     def _claim_another(self, batch: Batch) -> bool:
-        """Wait for a process that can run a batch instead of one that was lost."""
+        """Wait for a process for a batch that has none; False if none comes."""
         while batch.wanted() and not self.over():
             wake = self._backend.wake()
             with self._lock:
-                if self._vacant:
-                    self.claim(batch)
+                if self._claim(batch):
                     return True
                 if self.trouble is not None or self._closed:
                     return False

@@ -25,9 +25,6 @@ MOST_PARTS = 0xFFFF
 LARGEST_FRAME = 1 << 30
 """Bytes that one frame may hold, unless a server says otherwise."""
 
-HEADS = 1 << 20
-"""Bytes that the head of a frame may take besides."""
-
 IN_BAND = 16 * 1024
 """Bytes of a buffer from which on it is a part of its own: to copy less than that into
 the pickle and out again is cheaper than one more part, of which each costs 1 us."""
@@ -127,7 +124,7 @@ def decode_header(data: Part, largest: int) -> Opened:
         raise WireError(
             f"a frame of kind {kind}, which version {VERSION} does not know"
         )
-    if total > largest + HEADS:
+    if total > largest:
         raise WireError(f"a {KINDS[kind].name} of {total} bytes; {largest} are allowed")
     return Opened(KINDS[kind], ident, parts, total)
 
