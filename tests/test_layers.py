@@ -31,7 +31,7 @@ LAYERS = {
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
     "wire": set(),
-    "channel": {"wire"},
+    "channel": {"process", "wire"},
     "arrays": set(),
     "parcel": {"arrays", "errors", "wire"},
     "spawn": {"backends.native", "channel", "process"},
@@ -44,7 +44,7 @@ LAYERS = {
     "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
     "remote": {
         *("address", "batch", "calling", "channel", "errors", "executors", "link"),
-        *("log", "options", "origin", "wire"),
+        *("log", "options", "origin", "process", "wire"),
     },
     "session": {
         *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),

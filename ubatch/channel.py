@@ -13,6 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Protocol
 
+from ubatch import process
 from ubatch.wire import (
     HEADER,
     LARGEST_FRAME,
@@ -69,6 +70,7 @@ class Channel:
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
+        self._epoch = process.epoch
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
@@ -137,8 +139,9 @@ class Channel:
 
     def end(self) -> None:
         """Have both sides find the end of it. Does not block."""
-        with suppress(OSError):  # it is there already
-            self._sock.shutdown(SHUT_RDWR)
+        if self._epoch is process.epoch:  # or who forked us would find it too
+            with suppress(OSError):  # it is there already
+                self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of the socket."""
