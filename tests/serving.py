@@ -6,15 +6,17 @@ import json
 import os
 import re
 import sys
-from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
-from collections.abc import Iterable
+from _socket import AF_UNIX, SHUT_RDWR, SHUT_WR, SOCK_STREAM, socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tests.children import Command
+from tests.fakes import NativeCaller
+from ubatch import address
 from ubatch.backends.native import wait_for
 from ubatch.channel import Channel
-from ubatch.wire import Frame, Kind, Part, pack
+from ubatch.wire import LARGEST_FRAME, Frame, Kind, Part, pack
 
 SERVED = "tests.apps.served"
 
@@ -83,6 +85,10 @@ class ModelServer(Command):
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def status(self) -> dict[str, Any]:
         """Ask it how it is."""
@@ -212,3 +218,49 @@ class Raw:
             if frame.kind is Kind.REFUSE:
                 why = str(frame.head)
         return why
+
+
+class Scripted:
+    """A server that does with each client what its script says, in a native thread."""
+
+    def __init__(self, home: Path, script: Callable[[Channel], None]) -> None:
+        folder = home / "run"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path = str(folder / "model.sock")
+        self.address = f"unix:{self.path}"
+        self.clients = 0
+        self._script = script
+        self._listener = address.listen(self.path)
+        self._thread = NativeCaller(self._run)
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        os.unlink(self.path)
+        if self._thread.error is not None:
+            raise self._thread.error
+
+    def _run(self) -> None:
+        while wait_for(self._listener.fileno()):
+            try:
+                fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            except OSError:  # it was shut down
+                return
+            self.clients += 1
+            channel = Channel(socket(fileno=fd), wait_for)
+            try:
+                self._script(channel)
+            finally:
+                channel.close()
+
+
+def greet(channel: Channel, largest: int = LARGEST_FRAME) -> None:
+    """Do as a server that has been connected to."""
+    frame = channel.receive(20.0)
+    assert frame is not None and frame.kind is Kind.HELLO
+    hello = {"pid": os.getpid(), "name": "scripted", "largest": largest}
+    channel.send(Kind.HELLO, 0, hello)

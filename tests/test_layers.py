@@ -45,7 +45,7 @@ LAYERS = {
     "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
     "remote": {
         *("address", "batch", "calling", "channel", "errors", "executors", "link"),
-        *("log", "options", "origin", "wire"),
+        *("log", "options", "origin", "process", "wire"),
     },
     "session": {
         *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),

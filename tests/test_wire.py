@@ -212,6 +212,7 @@ def test_another_version_is_told_apart() -> None:
 def test_too_large_or_too_many_is_not_sent(pair: Pair) -> None:
     """The channel is as it was before, and the next frame goes."""
     channel, theirs = pair
+    channel.largest_sent = 1 << 20
     for size in 1 << 20, (1 << 20) - 1000:  # the head counts
         with pytest.raises(WireError, match="bytes; 1048576 are allowed"):
             channel.send(Kind.JOB, 0, None, [bytes(1000)] * (size // 1000 + 1))

@@ -73,6 +73,7 @@ class Channel:
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
+        self._epoch = process.epoch
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
