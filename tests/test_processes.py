@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.monkey
 import numpy
 import psutil
 import pytest
@@ -32,10 +34,13 @@ from ubatch import (
     RemoteError,
     Stopped,
     UBatch,
+    UBatchError,
     WorkerLost,
     keeper,
+    spawn,
     ubatch_decorator,
 )
+from ubatch.backends import thread
 from ubatch.errors import RemoteTraceback
 
 NAMED = "tests.apps.models:"
@@ -199,8 +204,19 @@ def test_what_is_no_factory_is_refused(factory: Any, why: str) -> None:
 def test_a_function_of_the_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process would import the name ``__main__``, and find itself."""
     monkeypatch.setattr(of_main, "__module__", "__main__")
-    with pytest.raises(TypeError, match="put it into a module"):
-        ProcessExecutor(of_main)
+    for factory in (of_main, partial(of_main), partial(partial(of_main), 1)):
+        with pytest.raises(TypeError, match="factory of_main .* put it into a module"):
+            ProcessExecutor(factory)
+
+
+def test_a_factory_is_shown_by_its_name() -> None:
+    """Also where it is given with arguments: log lines and stats() show that."""
+    named = "tests.apps.models:gated"
+    for factory in (named, models.gated, partial(models.gated, "a", "b")):
+        assert f"ProcessExecutor({named!r}, processes=1)" == repr(
+            ProcessExecutor(factory)
+        )
+    assert named == UBatch(1, 0.0, executor=ProcessExecutor(models.gated)).name
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -577,6 +593,25 @@ def test_a_signal_to_all_processes_does_not_end_the_model(
     assert "NEXT" == ub.ubatch("next") and pid == site.until_noted(["next"])
 
 
+@pytest.mark.concurrency
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_while_a_process_starts_does_not_end_it(
+    site: Site, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come before it can say that it wants none; its children get them."""
+    start, pids = spawn.start_process, []
+
+    def start_and_signal(*args: Any, **kwargs: Any) -> int:
+        pids.append(start(*args, **kwargs))
+        os.kill(pids[0], number)
+        return pids[0]
+
+    monkeypatch.setattr(spawn, "start_process", start_and_signal)
+    ub = site.batcher(obey)
+    assert pids == ub.map([call(os.getpid)])
+    assert not ub.ubatch(call(signal.pthread_sigmask, signal.SIG_BLOCK, []))
+
+
 # A process that is not there yet.
 
 
@@ -708,6 +743,80 @@ def test_without_a_process_callers_are_told_and_later_ones_served(
     site.world.until(served)
 
 
+@pytest.mark.concurrency
+def test_without_a_thread_for_each_process_those_that_are_there_serve(
+    threads: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is refused for the others, which are started when there are threads."""
+    site, starts = Site(threads, tmp_path), [0]
+    start = thread.start_thread
+
+    def limited(run: Callable[[], None]) -> None:
+        starts[0] += 1
+        if starts[0] > 2:  # a worker, and a keeper
+            raise RuntimeError("can't start new thread")
+        start(run)
+
+    ub = site.batcher(obey, max_size=1, processes=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(thread, "start_thread", limited)
+        assert 1 == ub.ubatch(call(Identity(), 1))
+        assert starts[0] > 2 and 1 == len(site.pids())
+    assert 2 == ub.ubatch(call(Identity(), 2))
+    threads.until(lambda: len(site.pids()) == 2)
+    site.end()
+
+
+@pytest.mark.concurrency
+def test_no_process_is_started_once_all_is_closed(site: Site) -> None:
+    """Not even one that is to replace another."""
+    ub = site.batcher(NAMED + "echo")
+    assert 1 == ub.ubatch(1)
+    executor_of(ub).close()
+    executor_of(ub).reload()
+    site.world.until(lambda: not site.pids())
+    site.world.until(lambda: not executor_of(ub)._keepers)
+
+
+@pytest.mark.concurrency
+def test_a_process_that_cannot_be_waited_for_is_not_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many files are open: it is ended, and its callers are told."""
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ub = site.batcher(NAMED + "echo")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(WorkerLost, match="can be started: .*Too many open files"):
+            ub.ubatch(1)
+        site.world.until(lambda: not site.pids())
+    ub.stop()
+
+
+@pytest.mark.concurrency
+def test_a_process_may_be_waited_for_by_somebody_else(
+    hub: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gevent does for all children, at times: its end is noticed, and its number,
+    which may be another's by now, is not used."""
+    site = Site(hub, tmp_path)
+    ub = site.gated()
+    lost = hub.spawn(ub.ubatch, "wait")
+    pid = site.until_noted(["wait"])
+    (model,) = executor_of(ub)._up
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", pytest.fail)
+        signal.pidfd_send_signal(model.process._pidfd, signal.SIGKILL)
+        gevent.monkey.get_original("os", "waitpid")(pid, 0)
+        with pytest.raises(WorkerLost, match="has ended while it had this call"):
+            lost.result()
+    assert "NEXT" == ub.ubatch("next")
+    site.end()
+
+
 # Handlers that are slow, bad or stuck.
 
 
@@ -780,25 +889,24 @@ def test_isolate_counts_besides_items_that_cannot_be_sent(site: Site) -> None:
     assert ["a", "bad"] == site.noted()[0]
 
 
-@pytest.mark.concurrency
-def test_an_item_too_large_for_the_wire_is_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It fails alone, and with an error of ours; so do results."""
+def test_what_is_too_large_for_the_wire_is_refused(site: Site) -> None:
+    """One item that is fails alone; as many as are, go in several batches; of results
+    all fail."""
     ub = site.batcher(obey, 3, 60.0, linger="full")
-    (pid,) = {*ub.map([call(os.getpid)] * 3)}
-    ((model,),) = [executor_of(ub)._up]
-    monkeypatch.setattr(model.process.channel, "largest_sent", 100_000)
+    together(ub, [call(models.limit_frames, 100_000)] * 3)
+    for model in executor_of(ub)._up:
+        model.process.channel.largest_sent = 100_000
     do = [call(len, b"1"), call(len, bytes(200_000)), call(len, b"22")]
     first, second, third = together(ub, do)
     assert [1, 2] == [first, third]
     assert isinstance(second, BackendError) and "100000 are allowed" in str(second)
-    # All together they are too large, and none alone.
+    assert (6, 5, 1) == seen_ends(ub)
     do = [call(len, bytes(60_000)), call(len, bytes(60_001)), call(os.getpid)]
-    assert [60_000, 60_001, pid] == together(ub, do)
+    assert [60_000, 60_001] == together(ub, do)[:2]
     do = [call(models.give_size, 200_000), call(os.getpid), call(os.getpid)]
     for error in together(ub, do):
-        assert isinstance(error, WorkerLost) and "100000 are allowed" in str(error)
+        assert isinstance(error, UBatchError) and "100000 are allowed" in str(error)
+    assert {*together(ub, [call(os.getpid)] * 3)} == site.pids()
 
 
 def executor_of(ub: UBatch[Any, Any]) -> Any:
@@ -1001,6 +1109,33 @@ def test_a_batched_function_can_be_the_handler(site: Site) -> None:
     ub = site.batcher(NAMED + "decorated")
     assert [2, 4, 6] == ub.map([1, 2, 3])
     assert 1 == len(site.pids())
+
+
+def test_a_function_can_be_the_handler_of_its_own_batcher(hub: World) -> None:
+    """Decorated for a model process, whose factory returns it: it runs there, not in
+    the next one, and that in the next one."""
+    before = children()
+    try:
+        squared = models.squared.with_options(deadline=10.0)
+        assert [4, 9] == squared.map([2, 3])
+        (pid,) = children() - before
+        assert [] == psutil.Process(pid).children()
+        assert [16] == models.squared([4])
+    finally:
+        models.squared.stop(timeout=1.0)
+    hub.until(lambda: not children() - before)
+
+
+def test_a_folder_that_is_gone_is_not_looked_into(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may have been started where there is nothing any more."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "gone").rmdir()
+    ub = site.batcher(NAMED + "echo")
+    assert 1 == ub.ubatch(1)
 
 
 @pytest.mark.concurrency

@@ -37,7 +37,7 @@ from ubatch.parcel import (
     unpack_columns,
     write_done,
 )
-from ubatch.spawn import FD, end_with_parent
+from ubatch.spawn import FD, UNWANTED, end_with_parent
 from ubatch.wire import Frame, Kind, WireError, pack, unpack
 
 GOODBYE = 5
@@ -46,10 +46,9 @@ GOODBYE = 5
 
 def main() -> None:
     """Serve whoever has the other end of the socket, until that ends."""
-    # Whoever has it decides: signals may be meant for all processes of a terminal or
-    # of a service, and what those accepted is still to be run.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in UNWANTED:
         signal.signal(number, _ignore)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     channel = Channel(socket(fileno=FD), wait_for)
     with suppress(OSError):  # it is gone, and so is whoever would want to know
         setup = channel.receive()
@@ -74,6 +73,8 @@ def _begin(channel: Channel, setup: Frame) -> Handler | None:
     try:
         sys.path[:], factory = unpack(setup.parts)
         handler = _resolve(factory)()
+        if getattr(handler, "_elsewhere", None) is True:
+            handler = handler.__wrapped__  # here is where it is to run
         check_handler(handler)
     except BaseException as error:  # SystemExit too
         channel.send(Kind.FAILED, 0, None, [pack(tuple(pack_error(error)))[0]])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ubatch.batch import Job
-from ubatch.errors import BadBatchOutput, Failure
+from ubatch.errors import BackendError, BadBatchOutput, Failure
 from ubatch.executors import Outcome
 from ubatch.parcel import (
     Answers,
@@ -17,7 +17,7 @@ from ubatch.parcel import (
     unpack_error,
     unpack_results,
 )
-from ubatch.wire import Part
+from ubatch.wire import Part, WireError
 
 
 class Sent(NamedTuple):
@@ -39,10 +39,17 @@ class Origin:
     def run(self, job: Job, apart: bool, ask: Callable[[Work], Done]) -> Outcome:
         names, found = sorted(job.kwargs), Found(job.size)
         seconds, reruns, first = 0.0, 0, None
-        sent = list(pack_calls(job, range(job.size), found))
-        while sent:
+        left = [list(pack_calls(job, range(job.size), found))]
+        while left:
+            sent = left.pop()
+            if not sent:
+                continue
             work = Work(len(job.args), names, apart, [each.run for each in sent])
-            done = ask(work)
+            try:
+                done = ask(work)
+            except WireError as error:
+                left += _smaller(job, sent, found, error)
+                continue
             seconds += done.seconds
             reruns += done.reruns
             if done.first is not None:
@@ -55,8 +62,21 @@ class Origin:
                     again += pack_alone(job, each.calls, found)
                 else:
                     found.add(each.calls, answers, range(len(each.calls)))
-            sent = again
+            left.append(again)
         return found.outcome(seconds, reruns, first)
+
+
+def _smaller(
+    job: Job, sent: list[Sent], found: Found, error: WireError
+) -> list[list[Sent]]:
+    """Return in halves what is more than may be sent; refuse one call that is."""
+    calls = [call for each in sent for call in each.calls]
+    if len(calls) == 1:
+        found.refuse(calls, BackendError(f"the item cannot be sent: {error}"))
+        return []
+    half = len(calls) // 2
+    halves = calls[half:], calls[:half]  # the last one is sent first
+    return [list(pack_calls(job, some, found)) for some in halves]
 
 
 class Found:

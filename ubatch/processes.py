@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,11 +93,19 @@ class ProcessExecutor(Elsewhere):
 
     def setup(self) -> tuple[Any, list[Any]]:
         """Return the head and the parts of a SETUP."""
-        path = [os.getcwd() if entry == "" else entry for entry in sys.path]
-        return {"parent": os.getpid()}, pack((path, self._factory))
+        return {"parent": os.getpid()}, pack((_path(), self._factory))
 
     def __repr__(self) -> str:
         return f"ProcessExecutor({self.label!r}, processes={self.processes})"
+
+
+def _path() -> list[str]:
+    """Return where modules are looked for here."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the folder is gone
+        return [entry for entry in sys.path if entry != ""]
+    return [here if entry == "" else entry for entry in sys.path]
 
 
 def _checked(factory: object) -> tuple[str, str | bytes]:
@@ -112,8 +121,11 @@ def _checked(factory: object) -> tuple[str, str | bytes]:
             "factory must be 'package.module:factory' or a function that returns the "
             f"handler, not {shown(factory)}"
         )
-    module = getattr(factory, "__module__", None)
-    name = getattr(factory, "__qualname__", None) or type(factory).__qualname__
+    named: object = factory
+    while isinstance(named, partial):
+        named = named.func
+    module = getattr(named, "__module__", None)
+    name = getattr(named, "__qualname__", None) or type(named).__qualname__
     if module == "__main__":
         raise TypeError(
             f"factory {name} is of the program that was started, which another process "
@@ -185,9 +197,8 @@ class Processes:
 
     def begin(self) -> None:
         """Start the processes, unless they have been. Does not block."""
-        if not self._closed:
-            for _ in range(self._spec.processes - len(self._keepers)):
-                self._hire(None)
+        for _ in range(self._spec.processes - len(self._keepers)):
+            self._hire(None)
 
     def pids(self) -> list[int]:
         """Return the processes that are ready."""
@@ -330,14 +341,18 @@ class Processes:
     def _hire(self, instead: Keeper | None) -> None:
         keeper = Keeper(self, self._spec, self._of, self._backend, instead)
         with self._lock:
+            if self._closed:
+                return
             self._keepers.add(keeper)
         try:
             self._backend.spawn(keeper.work, keeper.ended)
         except RuntimeError:  # no thread is to be had
             with self._lock:
                 self._keepers.discard(keeper)
+                others = bool(self._keepers)
             message = "cannot start a thread that keeps a model process"
-            self._changed(BackendError(f"{self._of}: {message}"))
+            if not others:
+                self._changed(BackendError(f"{self._of}: {message}"))
 
     def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:

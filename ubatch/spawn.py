@@ -27,6 +27,10 @@ FD = 3
 PR_SET_PDEATHSIG = 1
 """What Linux calls that."""
 
+UNWANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that may be meant for all processes of a terminal or of a service. Who has a
+model process decides when it ends: what those accepted is still to be run."""
+
 UNKNOWN = 255
 """The exit code of a process that somebody else has waited for."""
 
@@ -61,7 +65,7 @@ class Process:
         ours, theirs = socketpair()
         try:
             self.pid = _start(theirs, label)
-            self._pidfd = os.pidfd_open(self.pid)
+            self._pidfd = _pidfd_of(self.pid)
         except BaseException:
             ours.close()
             raise
@@ -75,8 +79,9 @@ class Process:
     def kill(self) -> None:
         """End it now, whatever it does. Does not block."""
         if self._status is None and self._epoch is process.epoch:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            # Not by its pid: if somebody waits for all children, it may be another's.
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for its end, *timeout* seconds at most; tell whether it came.
@@ -99,6 +104,8 @@ class Process:
         """How it ended, for people."""
         if self._status is None:
             return "has closed its socket"
+        if self._status == UNKNOWN:
+            return "has ended"
         if self._status < 0:
             number = -self._status
             named = number in set(signal.Signals)  # those for real time are not
@@ -109,7 +116,8 @@ class Process:
     def close(self) -> None:
         """Let go of what was opened for it. It has ended, and nobody waits here."""
         self.channel.close()
-        os.close(self._pidfd)
+        pidfd, self._pidfd = self._pidfd, -1
+        os.close(pidfd)
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
@@ -133,7 +141,7 @@ def _start(theirs: socket, label: str) -> int:
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), FD),  # first: it may be 0
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         ],
-        setsigmask=[],
+        setsigmask=UNWANTED,  # until it can say so
     )
 
 
@@ -148,6 +156,16 @@ def _python() -> str:
     if "python" in os.path.basename(sys.executable or "").lower():
         return sys.executable
     return os.path.join(sys.exec_prefix, "bin", "python3")
+
+
+def _pidfd_of(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # too many files are open: nobody could wait for it
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
 
 
 def _status_of(pid: int) -> int:

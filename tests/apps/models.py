@@ -6,6 +6,7 @@ and holds it there at a gate, a FIFO: each gets the path of one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.apps.inside import Record
-from ubatch import UBatch, ubatch_decorator
+from ubatch import ProcessExecutor, UBatch, ubatch_decorator
+from ubatch.channel import Channel
 
 Handler = Callable[..., Any]
 
@@ -145,6 +147,17 @@ def decorated() -> Handler:
     return doubled
 
 
+@ubatch_decorator(8, 0.0, executor=ProcessExecutor("tests.apps.models:squared_itself"))
+def squared(items: list[int]) -> list[int]:
+    """Square, in a model process."""
+    return [item * item for item in items]
+
+
+def squared_itself() -> Handler:
+    """Return the function that is to run here, as it is batched elsewhere."""
+    return squared
+
+
 class Factories:
     """Where a factory is an attribute of something else."""
 
@@ -188,6 +201,13 @@ def give_lambda() -> Any:
 def give_size(size: int) -> bytes:
     """Return much."""
     return bytes(size)
+
+
+def limit_frames(size: int) -> None:
+    """Allow frames of no more bytes."""
+    for found in gc.get_objects():
+        if isinstance(found, Channel):
+            found.largest = size
 
 
 def die(pid: int) -> Any:
