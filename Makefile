@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?= 8000
 WORKERS ?= 1
+# Where the model of make run lives: in each worker, or once, in a process beside them
+MODEL ?= worker
 HOST = 127.0.0.1
 N = 20
 # Which benchmarks make bench runs, and how: make bench NAME='cost lone' REPEATS=3
@@ -43,7 +45,7 @@ PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (PORT=, WORKERS= change it)
+run: port-free venv-examples  ## serve the digits on 127.0.0.1:8000 (PORT=, WORKERS=, MODEL=process change it)
 	@echo "training the digits model, unless it is there ..."; $(PY) $(DIGITS)/model.py
 	@echo
 	@echo "  open   $(URL)/"
@@ -51,7 +53,7 @@ run: port-free venv-examples  ## serve the digits example on 127.0.0.1:8000 (POR
 	@echo "         which says that it is a 3"
 	@echo "  stop   Ctrl-C"
 	@echo
-	@cd $(DIGITS) && HOST=$(HOST) PORT=$(PORT) WORKERS=$(WORKERS) \
+	@cd $(DIGITS) && HOST=$(HOST) PORT=$(PORT) WORKERS=$(WORKERS) MODEL=$(MODEL) \
 	    exec $(CURDIR)/$(PY) -m gunicorn -c gunicorn.conf.py app:app
 
 demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and with this one, and compare: a minute

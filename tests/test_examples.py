@@ -304,10 +304,11 @@ class Digits(Server):
     Nobody gets the port in the meantime: we keep it, but do not listen.
     """
 
-    def __init__(self, log: Path, workers: int = 1) -> None:
+    def __init__(self, log: Path, workers: int = 1, model: str = "worker") -> None:
         self._kept = _reserved_port()
         port = self._kept.getsockname()[1]
         where = {"HOST": "127.0.0.1", "PORT": str(port), "WORKERS": str(workers)}
+        where["MODEL"] = model
         program = [sys.executable, "-m", "gunicorn", "app:app"]
         conf = str(DIGITS / "gunicorn.conf.py")
         super().__init__(lambda _: [*program, "-c", conf], log, **where)
@@ -324,6 +325,22 @@ class Digits(Server):
     def __exit__(self, *how: Any) -> None:
         super().__exit__(*how)
         self._kept.close()
+
+
+@pytest.mark.server
+def test_all_workers_may_share_one_model(data: Data, tmp_path: Path) -> None:
+    """With MODEL=process two workers answer alike, and neither imports the model."""
+    bodies = [{"pixels": picture} for picture in data.pictures]
+    with Digits(tmp_path / "log", workers=2, model="process") as server:
+        answers = _post_all(server.port, "/predict", bodies)
+        pids = {server.get("/stats").body["pid"] for _ in range(30)}
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in pids]
+
+    assert {answer.status for answer in answers} == {200}
+    right = [one.body["digit"] == digit for one, digit in zip(answers, data.digits)]
+    assert sum(right) >= 0.95 * len(right)
+    assert len(pids) == 2
+    assert not any("sklearn" in each for each in maps)
 
 
 def test_the_model_reads_digits_well(data: Data) -> None:

@@ -31,7 +31,8 @@ LAYERS = {
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
     "wire": set(),
-    "channel": {"process", "wire"},
+    "memory": {"wire"},
+    "channel": {"memory", "process", "wire"},
     "arrays": set(),
     "parcel": {"arrays", "errors", "wire"},
     "spawn": {"backends.native", "channel", "process"},
@@ -95,7 +96,11 @@ LAYERS = {
     },
     "drain": {"log", "registry", "stats", "ubatch"},
     "flask": {"errors", "log"},
-    "gunicorn": {"drain", "log", "registry", "ubatch"},
+    "sidecar": {"backends.native", "log", "spawn"},
+    "gunicorn": {
+        *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
+        *("sidecar", "ubatch"),
+    },
     "": {"decorators", "errors", "future", "processes", "remote", "stats", "ubatch"},
 }
 ONLY_IN = {

@@ -18,7 +18,7 @@ import pytest
 
 from tests.children import FileGate, Program
 from tests.fakes import GreenletCaller, World
-from tests.serving import ModelServer, Scripted, greet
+from tests.serving import ModelServer, Scripted, answer_all, greet
 from ubatch import (
     BackendError,
     DeadlineExceeded,
@@ -33,9 +33,8 @@ from ubatch import (
     ubatch_decorator,
 )
 from ubatch.backends.native import wait_for
-from ubatch.calling import Answered, read_ask, write_answered
 from ubatch.channel import Channel
-from ubatch.parcel import Answers, pack_results, unpack_columns
+from ubatch.memory import SEGMENTS
 from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind
 
 pytestmark = pytest.mark.server
@@ -757,22 +756,32 @@ def test_a_greeting_that_makes_no_sense(
 @pytest.mark.concurrency
 def test_half_an_ask_is_asked_again(world: World, tmp_path: Path) -> None:
     """A server that is gone before it has all of an ask has run none of it."""
+    taken: list[Frame] = []
 
     def script(channel: Channel) -> None:
         greet(channel)
-        if server.clients == 1:
+        if server.clients == 1:  # that keeps all memory there is; the rest is sent
+            while len(taken) < SEGMENTS:
+                asked = channel.receive(20.0)
+                assert asked is not None
+                taken.append(asked)
             wait_for(channel._fd)
             channel._sock.recv(1000)
             return
-        asked = channel.receive(20.0)
-        while asked is not None:
+        while (asked := channel.receive(20.0)) is not None:
             answer_all(channel, asked)
-            asked = channel.receive(20.0)
+            del asked
 
     with Scripted(tmp_path, script) as server, connect(world, server.address) as ub:
+        lost = []
+        for number in range(SEGMENTS):
+            lost.append(world.spawn(ub.ubatch, bytes(2_000_000)))
+            world.until(lambda: len(taken) == number + 1)
         items = [bytes([n]) * 2_000_000 for n in range(3)]
         assert [0, 1, 2] == [found[0] for found in ub.map(items)]
         assert 2 == server.clients
+        for caller in lost:
+            refused(caller.result, WorkerLost)
 
 
 def test_numbers_begin_anew(
@@ -787,12 +796,3 @@ def test_numbers_begin_anew(
             assert [number] == row(the.ub.ubatch(number))
         holder.result()
     assert link.NUMBERS == 4
-
-
-def answer_all(channel: Channel, asked: Frame) -> None:
-    """Answer an ask: each call with its own item."""
-    ask = read_ask(asked)
-    (items,), _ = unpack_columns(ask.parcel)
-    places = list(range(ask.size))
-    answered = Answered(places, places, Answers(pack_results(list(items)), {}))
-    channel.send(Kind.ANSWERS, asked.ident, *write_answered(answered))

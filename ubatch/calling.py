@@ -83,9 +83,9 @@ def read_ask(frame: Frame) -> Ask:
             good = good and all(_is_deadline(each) for each in deadlines)
     except (TypeError, ValueError):
         good = False
-    if not good or len(frame.parts) < 2:
+    if not good or not frame.parts:
         raise WireError("a CALLS that makes no sense")
-    return Ask(columns, names, size, deadlines, frame.parts[1:])
+    return Ask(columns, names, size, deadlines, frame.parts)
 
 
 def write_answered(answered: Answered) -> tuple[Any, list[Part]]:

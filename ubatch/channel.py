@@ -7,13 +7,14 @@ which no monkey-patching reaches.
 
 from __future__ import annotations
 
-from _socket import SHUT_RDWR, socket
+from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Protocol
 
 from ubatch import process
+from ubatch.memory import ROOM, Rights, Shared, close_all
 from ubatch.wire import (
     HEADER,
     LARGEST_FRAME,
@@ -21,6 +22,7 @@ from ubatch.wire import (
     Kind,
     Part,
     WireError,
+    decode_first,
     decode_header,
     decode_sizes,
     encode,
@@ -32,6 +34,9 @@ AHEAD = 64 * 1024
 PAUSE_EVERY = 0.001
 """Seconds after which whoever sends or receives without having to wait lets others run:
 a client that never pauses must not keep a hub from all others."""
+
+HEADS = 1 << 20
+"""Bytes that a head may take besides."""
 
 AT_ONCE = 512
 """Parts to send at once; Linux takes 1024."""
@@ -65,15 +70,16 @@ class Channel:
         self, sock: socket, wait_for: WaitFor, largest: int = LARGEST_FRAME
     ) -> None:
         sock.setblocking(False)
+        self._epoch = process.epoch
         self.largest_sent = LARGEST_FRAME  # what the other side takes
         self._largest = largest
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
-        self._epoch = process.epoch
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
+        self._shared = Shared(largest)
         self._paused = monotonic()  # when the receiver last let others run
 
     def send(
@@ -94,19 +100,26 @@ class Channel:
             TimeoutError: It takes nothing.
             WireError: The frame is too large.
         """
-        left = encode(kind, ident, head, parts)
-        size = sum(map(len, left))
+        size = sum(map(len, parts))
         if size > self.largest_sent:
             raise WireError(
                 f"a {kind.name} of {size} bytes; {self.largest_sent} are allowed"
             )
+        note, parts, rights = self._shared.put(parts)
+        try:
+            self._send(encode(kind, ident, head, note, parts), rights, timeout)
+        finally:
+            close_all(rights)
+
+    def _send(self, left: list[Part], rights: Rights, timeout: float | None) -> None:
         paused = monotonic()
         while left:
             if monotonic() - paused > PAUSE_EVERY:
                 self._wait_for(self._fd, True, 0.0)
                 paused = monotonic()
             try:
-                sent = self._sock.sendmsg(left[:AT_ONCE])
+                sent = self._sock.sendmsg(left[:AT_ONCE], rights)
+                rights = []  # they went with the first byte
             except BlockingIOError:
                 if not self._wait_for(self._fd, True, timeout):
                     raise TimeoutError(
@@ -132,20 +145,22 @@ class Channel:
             if self._start == self._stop:
                 return None
             raise WireError("a frame that ends too early")
-        opened = decode_header(self._take(HEADER.size), self._largest)
+        opened = decode_header(self._take(HEADER.size), self._largest + HEADS)
         sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
-        parts = [self._take(size, timeout) for size in sizes]
-        return Frame(opened.kind, opened.ident, parts)
+        first, *parts = [self._take(size, timeout) for size in sizes]
+        head, note = decode_first(first)
+        return Frame(opened.kind, opened.ident, head, self._shared.get(note, parts))
 
     def end(self) -> None:
         """Have both sides find the end of it. Does not block."""
-        if self._epoch is process.epoch:  # or who forked us would find it too
+        if self._epoch is process.epoch:  # or it is our parent's as well
             with suppress(OSError):  # it is there already
                 self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of the socket."""
         self._sock.close()
+        self._shared.close()
 
     def _fill(self, size: int, timeout: float | None) -> bool:
         """Have *size* bytes in the buffer, that has room for them; False at the end."""
@@ -189,7 +204,12 @@ class Channel:
     def _read(self, into: memoryview, timeout: float | None) -> int:
         while True:
             try:
-                count = self._sock.recv_into(into)
+                # With no flag, a process that is started now would have them too.
+                count, more, _, _ = self._sock.recvmsg_into(
+                    [into], ROOM, MSG_CMSG_CLOEXEC
+                )
+                if more:
+                    self._shared.keep(more)
                 self._maybe_pause()
                 return count
             except BlockingIOError:

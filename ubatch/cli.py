@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry", action="store_true", help="run again, once, what a lost process had")
     add("--max-frame", type=int, default=LARGEST_FRAME, metavar="BYTES", help=FRAME)
     add("--grace", type=float, default=30.0, help="seconds to end in (%(default)s)")
-    add("--with-parent", action="store_true", help="end when whoever started it does")
+    add("--with-parent", type=int, metavar="PID", help="end when that parent does")
     status = commands.add_parser("status", help="tell how a server is, as JSON")
     status.add_argument("socket", metavar="PATH", help="where it listens")
     status.set_defaults(run=_status)
@@ -65,8 +66,10 @@ def _serve(chosen: argparse.Namespace) -> int:
     from ubatch.server import Server
     from ubatch.spawn import end_with_parent
 
-    if chosen.with_parent:
+    if chosen.with_parent is not None:
         end_with_parent()
+        if os.getppid() != chosen.with_parent:  # it was gone before
+            return 0
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )

@@ -17,7 +17,7 @@ from ubatch.batch import ONE_ITEM, Batch, Caller, Handler, Shape, shape_of
 from ubatch.deadlines import Deadlines
 from ubatch.endings import Endings
 from ubatch.errors import BackendError, Failure, QueueFull, Stopped
-from ubatch.executors import Executor
+from ubatch.executors import Changed, Executor
 from ubatch.future import Future
 from ubatch.isolation import Answer, answer_apart, answer_whole
 from ubatch.life import Life
@@ -49,7 +49,7 @@ class Collector:
         options: Options,
         life: Life,
         backend: Backend,
-        executor: Callable[[Callable[[], object]], Executor],
+        executor: Callable[[Changed], Executor],
         counters: Counters,
         handler: Callable[[], Handler | None],
     ) -> None:
@@ -182,12 +182,11 @@ class Collector:
         if end:
             self.end()
 
-    def places_changed(self) -> None:
-        """Look at what waits: a process is ready, or there will be none soon."""
-        with self.lock:
-            trouble = self.places and self.places.trouble
-            left = self.waiting.take_all() if trouble else []
-        if trouble:
+    def places_changed(self, trouble: Exception | None) -> None:
+        """Look at what waits: there is a place, or *trouble* says why there is none."""
+        if trouble is not None:
+            with self.lock:
+                left = self.waiting.take_all()
             self.endings.fail(left, trouble)
         self.strands.look()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import CancelledError
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,8 @@ class Endings:
             self._count(batch, told)
         else:
             self._counters.ended(was_running=batch.running, results=len(told))
-        self._collector.deadlines.forget(batch)
+        if not batch.running or batch.limit == inf:  # or it may yet run too long
+            self._collector.deadlines.forget(batch)
         return self._finish(batch, told)
 
     def _give_up(self, batch: Batch) -> Ended:
@@ -233,7 +235,7 @@ class Endings:
         if first is None:
             return
         error, how = first.error, "failed"
-        if outcome.reruns:
+        if outcome.reruns and outcome.failure is None:
             how = (
                 f"failed; run again in parts, {outcome.reruns} times, only "
                 f"{len(outcome.failures)} did"

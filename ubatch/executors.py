@@ -85,6 +85,10 @@ class Places(Protocol):
         """Nobody waits for a batch that runs any longer. Does not block."""
 
 
+Changed = Callable[[Exception | None], object]
+"""Called when there is a place, or an error tells why there will be none soon."""
+
+
 class Executor(Protocol):
     """Where handlers run."""
 
@@ -118,14 +122,12 @@ class Elsewhere:
         """Return a batcher's options as this needs them."""
         return options
 
-    def open(
-        self, name: str, backend: Backend, changed: Callable[[], object]
-    ) -> Executor:
+    def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         """Return what runs the batches of one collector. Starts nothing.
 
         Args:
             name: The batcher's, for log lines.
-            changed: Called when ``places`` may have changed.
+            changed: Called when its places have changed.
         """
         raise NotImplementedError
 
@@ -379,9 +381,12 @@ def attempt(batch: Batch) -> Outcome:
 
 def outcome_of(answered: Answered, began: float) -> Outcome:
     """Return the outcome of a handler that began then, and has returned."""
-    answers, failures = failures_apart(answered.answers)
-    first = None if answered.first is None else Failure(answered.first)
     seconds = monotonic() - began
+    first = None if answered.first is None else Failure(answered.first)
+    if answered.exit is not None:
+        failure = Failure(answered.exit)
+        return Outcome(None, failure, seconds, (), answered.reruns, first)
+    answers, failures = failures_apart(answered.answers)
     return Outcome(answers, None, seconds, failures, answered.reruns, first)
 
 

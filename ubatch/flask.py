@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from flask import Flask, request, request_started
 
-from ubatch.errors import BackendError, DeadlineExceeded, QueueFull, Stopped
+from ubatch.errors import BackendError, DeadlineExceeded, QueueFull, Stopped, WorkerLost
 from ubatch.log import tell
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 STATUSES: dict[type[Exception], int] = {
     QueueFull: 503,
     Stopped: 503,
+    WorkerLost: 503,
     BackendError: 503,
     DeadlineExceeded: 504,
 }
@@ -37,7 +38,7 @@ Answer = tuple[dict[str, str], int, dict[str, str]]
 def init_app(app: Flask) -> None:
     """Have *app* answer the errors that mean "not now" with 503 and 504.
 
-    ``QueueFull`` is answered with 503 and Retry-After, ``Stopped`` and
+    ``QueueFull`` is answered with 503 and Retry-After, ``Stopped``, ``WorkerLost`` and
     ``BackendError`` with 503, ``DeadlineExceeded`` with 504: as JSON such as
     ``{"error": "QueueFull", "message": "..."}``, and with one warning in the log.
     Other errors stay what they are. May be called again; does not block.

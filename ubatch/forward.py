@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Job
 from ubatch.errors import Failure
-from ubatch.executors import Executor, Outcome
+from ubatch.executors import Changed, Executor, Outcome
 from ubatch.parcel import Answers, Done, Run, Work
 from ubatch.processes import Processes, ProcessExecutor
 from ubatch.session import Call, Forwarded, Routed
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class ForwardingExecutor(ProcessExecutor):
     """Model processes for calls that came from other processes."""
 
-    def open(
-        self, name: str, backend: Backend, changed: Callable[[], object]
-    ) -> Executor:
+    def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Processes(self, name, backend, changed, Forward())
 
 
@@ -39,7 +37,7 @@ class Forward:
         done = ask(Work(len(job.args), sorted(job.kwargs), apart, runs))
         first = done.first and Failure(Forwarded(done.first))
         if not done.runs:
-            return Outcome(None, first, done.seconds)
+            return Outcome(None, first, done.seconds, (), done.reruns)
         failures: list[Failure] = []
         answers: list[Any] = []
         for run, each in zip(runs, done.runs):

@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from ubatch import registry
+from ubatch.address import SCHEME, path_of
 from ubatch.drain import drain
+from ubatch.isolation import OnError
 from ubatch.log import tell
+from ubatch.policy import Linger
+from ubatch.processes import ProcessExecutor
+from ubatch.sidecar import Sidecar
 from ubatch.ubatch import UBatch
 
 logger = logging.getLogger(__name__)
@@ -58,6 +63,113 @@ def worker_exit(server: Any, worker: Any) -> None:
     watch = _watch or _Watch(worker.cfg)  # it did not get as far as the other hook
     watch.end = min(watch.end, monotonic() + worker.cfg.graceful_timeout)
     drain(watch.left)
+
+
+class Hooks(NamedTuple):
+    """What gunicorn is to call, under these names."""
+
+    on_starting: Callable[[Any], None]
+    on_reload: Callable[[Any], None]
+    on_exit: Callable[[Any], None]
+
+
+def serve(
+    factory: str,
+    *,
+    socket: str,
+    max_size: int = 64,
+    timeout: float = 0.01,
+    processes: int = 1,
+    linger: Linger = "adaptive",
+    max_pending: int | None = None,
+    deadline: float | None = None,
+    on_error: OnError = "fail",
+    handler_timeout: float | None = None,
+    retry: bool = False,
+) -> Hooks:
+    """Have gunicorn run a model server beside its workers, and keep it running.
+
+    In ``gunicorn.conf.py``; the workers reach it by ``UBatch.connect()``::
+
+        on_starting, on_reload, on_exit = serve(
+            "package.module:factory", socket="/run/app/model.sock"
+        )
+
+    It starts with the master, is started again when it is lost, loads its model anew on
+    SIGHUP, and ends when the workers have. The master does not import the factory.
+
+    Args:
+        factory: ``"package.module:factory"``: what returns the handler.
+        socket: The path where it listens; the folder is made, if there is none.
+        max_size: As in UBatch, and so are those below.
+        timeout: Seconds to linger.
+        processes: Model processes; as in ProcessExecutor.
+        linger: What to wait for.
+        max_pending: Calls that may wait.
+        deadline: Seconds for calls that come without one.
+        on_error: What to do with a failed batch.
+        handler_timeout: Seconds for a batch.
+        retry: Run what a lost process had again, once.
+
+    Raises:
+        ValueError: An option makes no sense.
+        TypeError: An option is of the wrong kind.
+    """
+    executor = ProcessExecutor(factory, processes, retry=retry)
+    UBatch[Any, Any](  # which looks at them all
+        *(max_size, timeout),
+        executor=executor,
+        linger=linger,
+        max_pending=max_pending,
+        deadline=deadline,
+        on_error=on_error,
+        handler_timeout=handler_timeout,
+    )
+    path_of(f"{SCHEME}{socket}")
+    chosen = {
+        "socket": socket,
+        "max-size": max_size,
+        "timeout": timeout,
+        "processes": processes,
+        "linger": linger,
+        "max-pending": max_pending,
+        "deadline": deadline,
+        "on-error": on_error,
+        "handler-timeout": handler_timeout,
+    }
+    options = [
+        f"--{name}={value}" for name, value in chosen.items() if value is not None
+    ]
+    return _hooks(socket, [factory, *options, *(["--retry"] if retry else [])])
+
+
+_sidecars: dict[str, Sidecar] = {}
+"""By socket; they outlive the configuration, which gunicorn reads again on SIGHUP."""
+
+
+def _hooks(socket: str, options: list[str]) -> Hooks:
+    sidecar = _sidecars.setdefault(socket, Sidecar(options))
+
+    def on_starting(server: Any) -> None:
+        tend_workers = server.manage_workers
+
+        def manage_workers() -> None:  # the master calls it at least once a second
+            sidecar.tend()
+            tend_workers()
+
+        server.manage_workers = manage_workers
+        sidecar.start()
+
+    def on_reload(server: Any) -> None:
+        if sidecar.options != options:
+            message = "%s: serve() has other options now; restart gunicorn for that"
+            tell(logger, logging.WARNING, message, socket)
+        sidecar.reload()
+
+    def on_exit(server: Any) -> None:
+        sidecar.stop(server.cfg.graceful_timeout)
+
+    return Hooks(on_starting, on_reload, on_exit)
 
 
 class _Watch:

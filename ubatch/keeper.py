@@ -276,7 +276,7 @@ class Keeper:
             return self._lost(f"the model process {pid} {fate} while it loaded {label}")
         if frame.kind is Kind.READY:
             return None
-        error = unpack_error(PackedError(*unpack(frame.parts[1:])))
+        error = unpack_error(PackedError(*unpack(frame.parts)))
         text = f"{type(error).__name__}: {error}"
         trouble = BackendError(f"{self._name}: the factory failed: {text}")
         trouble.__cause__ = error.__cause__

@@ -55,12 +55,11 @@ def main() -> None:
         setup = channel.receive()
         if setup is not None:
             end_with_parent(signal.SIGKILL)  # even in a handler
-            if os.getppid() != setup.head["parent"]:  # it was gone before
-                return
-            handler = _begin(channel, setup)
-            while handler is not None and (frame := channel.receive()) is not None:
-                _answer(channel, handler, frame)
-                del frame  # with the arrays in it
+            here = os.getppid() == setup.head["parent"]  # or it was gone before
+            handler = _begin(channel, setup) if here else None
+            while handler is not None and _answer(channel, handler):
+                pass
+    channel.close()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GOODBYE)  # whatever the handler's libraries do at exit
 
@@ -73,7 +72,7 @@ def _begin(channel: Channel, setup: Frame) -> Handler | None:
     """Have the factory make the handler, and tell how that went."""
     began = monotonic()
     try:
-        sys.path[:], factory = unpack(setup.parts[1:])
+        sys.path[:], factory = unpack(setup.parts)
         handler = _resolve(factory)()
         check_handler(handler)
     except BaseException as error:  # SystemExit too
@@ -97,14 +96,27 @@ def _resolve(factory: Any) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _answer(channel: Channel, handler: Handler, frame: Frame) -> None:
-    """Answer one batch."""
-    head, parts = write_done(_run(handler, read_work(frame)))
+def _answer(channel: Channel, handler: Handler) -> bool:
+    """Answer one batch; False when there will be none."""
+    done = _run_next(channel, handler)
+    if done is None:
+        return False
     try:
-        channel.send(Kind.OUTCOME, frame.ident, head, parts)
+        channel.send(Kind.OUTCOME, 0, *write_done(done))
     except WireError as error:  # more than may be sent
         done = Done(0.0, 0, [], pack_error(UBatchError(f"the results are {error}")))
-        channel.send(Kind.OUTCOME, frame.ident, *write_done(done))
+        channel.send(Kind.OUTCOME, 0, *write_done(done))
+    return True
+
+
+def _run_next(channel: Channel, handler: Handler) -> Done | None:
+    """Run one batch.
+
+    A function of its own, so that nothing of what came, which may be in shared memory,
+    is left when the answers go out.
+    """
+    frame = channel.receive()
+    return None if frame is None else _run(handler, read_work(frame))
 
 
 def _run(handler: Handler, work: Work) -> Done:
@@ -114,23 +126,25 @@ def _run(handler: Handler, work: Work) -> Done:
     sizes = [0 if error else len(run.places) for run, error in zip(work.runs, read)]
     job = Job(handler, sum(sizes), args, kwargs)
     began = monotonic()
+    answered = Answered([], 0, None)
+    failed: PackedError | None = None
     try:
-        answered = Answered([], 0, None)
         if job.size:
             answer = answer_apart if work.apart else answer_whole
             answered = Context().run(answer, job, always)
+            failed = pack_error(answered.exit) if answered.exit else None
     except Exception as error:
         failed = pack_error(error)
-        runs = [
-            _all(run, unread or failed, bool(unread))
-            for run, unread in zip(work.runs, read)
-        ]
-        return Done(monotonic() - began, 0, runs if any(read) else [], failed)
     seconds = monotonic() - began
+    if failed is not None:
+        runs = [
+            _all(run, bad or failed, bool(bad)) for run, bad in zip(work.runs, read)
+        ]
+        return Done(seconds, answered.reruns, runs if any(read) else [], failed)
     answers = iter(answered.answers)
     runs = [
-        _all(run, unread, True) if unread else _pack(list(islice(answers, size)))
-        for run, size, unread in zip(work.runs, sizes, read)
+        _all(run, bad, True) if bad else _pack(list(islice(answers, size)))
+        for run, size, bad in zip(work.runs, sizes, read)
     ]
     first = None if answered.first is None else pack_error(answered.first)
     return Done(seconds, answered.reruns, runs, first)

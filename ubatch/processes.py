@@ -19,6 +19,7 @@ from ubatch.batch import Batch, Job
 from ubatch.errors import BackendError, Failure, WorkerLost
 from ubatch.executors import (
     NOBODY_WAITS,
+    Changed,
     Elsewhere,
     Executor,
     Outcome,
@@ -30,7 +31,7 @@ from ubatch.keeper import Keeper, Lost, Model
 from ubatch.options import Options, shown
 from ubatch.origin import Origin
 from ubatch.parcel import Done, Work
-from ubatch.wire import pack
+from ubatch.wire import WireError, pack
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend, Wake
@@ -86,9 +87,7 @@ class ProcessExecutor(Elsewhere):
             )
         return options._replace(workers=self.processes)
 
-    def open(
-        self, name: str, backend: Backend, changed: Callable[[], object]
-    ) -> Executor:
+    def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Processes(self, name, backend, changed, Origin())
 
     def setup(self) -> tuple[Any, list[Any]]:
@@ -157,12 +156,12 @@ class Processes:
         spec: ProcessExecutor,
         name: str,
         backend: Backend,
-        changed: Callable[[], object],
+        changed: Changed,
         packing: Packing,
     ) -> None:
         self.name = type(spec).__name__
         self.places: Places | None = self
-        self.trouble: Exception | None = None
+        self.trouble: Exception | None = None  # why there will be no process soon
         self._spec = spec
         self._of = name
         self._backend = backend
@@ -186,8 +185,8 @@ class Processes:
 
     def begin(self) -> None:
         """Start the processes, unless they have been. Does not block."""
-        if not self._keepers and not self._closed:
-            for _ in range(self._spec.processes):
+        if not self._closed:
+            for _ in range(self._spec.processes - len(self._keepers)):
                 self._hire(None)
 
     def pids(self) -> list[int]:
@@ -214,8 +213,9 @@ class Processes:
             if isinstance(outcome, Lost) and self._spec.retry:
                 if self._claim_another(batch):
                     outcome = self._run(batch)
-        except Exception as error:  # what came makes no sense
-            return Outcome(None, Failure(error), monotonic() - began)
+        except WireError as error:  # more than may be sent
+            refused = BackendError(f"{self._of}: {error}; set a smaller max_size")
+            return Outcome(None, Failure(refused), monotonic() - began)
         if isinstance(outcome, Lost):
             lost = WorkerLost(f"{self._of}: {outcome}; call again")
             return Outcome(None, Failure(lost), monotonic() - began)
@@ -278,6 +278,7 @@ class Processes:
         model.let_go()
         for wake in awaited:
             wake.set()
+        self._changed(None)  # for a strand that has found all of them taken
 
     def _take_awaited(self) -> list[Wake]:
         awaited, self._awaited = self._awaited, []
@@ -306,14 +307,15 @@ class Processes:
             if self._up:
                 return
             self.trouble = trouble
-        self._tell()
+        self._tell(trouble)
 
     def ended(self, keeper: Keeper, escaped: BaseException | None) -> None:
         with self._lock:
             self._keepers.discard(keeper)
-            again = escaped is not None and not keeper.retired and not self._closed
-        if again:  # it was killed from outside
-            self._hire(None)
+            over = keeper.retired or self._closed
+        if escaped is not None and not over:  # the next call begins again
+            lost = f"what kept a model process running died: {escaped!r}"
+            self._changed(WorkerLost(f"{self._of}: {lost}"))
 
     def _hire(self, instead: Keeper | None) -> None:
         keeper = Keeper(self, self._spec, self._of, self._backend, instead)
@@ -325,11 +327,11 @@ class Processes:
             with self._lock:
                 self._keepers.discard(keeper)
             message = "cannot start a thread that keeps a model process"
-            self.failed(BackendError(f"{self._of}: {message}"))
+            self._changed(BackendError(f"{self._of}: {message}"))
 
-    def _tell(self) -> None:
+    def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:
             awaited = self._take_awaited()
         for wake in awaited:
             wake.set()
-        self._changed()
+        self._changed(trouble)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from ubatch.channel import Channel
 from ubatch.errors import BackendError, WorkerLost
 from ubatch.executors import (
     NOBODY_WAITS,
+    Changed,
     Elsewhere,
     Executor,
     Outcome,
@@ -84,9 +84,7 @@ class ServerExecutor(Elsewhere):
             handler_timeout=None,
         )
 
-    def open(
-        self, name: str, backend: Backend, changed: Callable[[], object]
-    ) -> Executor:
+    def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Remote(self._path, self._retry, name, backend)
 
     def __repr__(self) -> str:

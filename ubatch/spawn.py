@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1
 UNKNOWN = 255
 """The exit code of a process that somebody else has waited for."""
 
-PROGRAM = "import sys; sys.path[:0] = [{!r}]; from ubatch.model import main; main()"
+PROGRAM = "import sys; sys.path[1:1] = [{!r}]; from {} import main; sys.exit(main())"
 """What it runs: ubatch is to be found there, whatever this process did to its path."""
 
 
@@ -100,7 +100,10 @@ class Process:
         if self._status is None:
             return "has closed its socket"
         if self._status < 0:
-            return f"was killed by {signal.Signals(-self._status).name}"
+            number = -self._status
+            named = number in set(signal.Signals)  # those for real time are not
+            name = signal.Signals(number).name if named else f"signal {number}"
+            return f"was killed by {name}"
         return f"ended with exit code {self._status}"
 
     def close(self) -> None:
@@ -115,11 +118,16 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def ubatch_command(*arguments: str) -> list[str]:
+    """Return the command line of ``ubatch``, where this one is installed."""
+    return [*_command("ubatch.cli"), *arguments]
+
+
 def _start(theirs: socket, label: str) -> int:
-    python, root = _python(), str(Path(__file__).resolve().parent.parent)
+    command = [*_command("ubatch.model"), label]
     return start_process(
-        python,
-        [python, *_args_from_interpreter_flags(), "-c", PROGRAM.format(root), label],
+        command[0],
+        command,
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), FD),  # first: it may be 0
@@ -127,6 +135,12 @@ def _start(theirs: socket, label: str) -> int:
         ],
         setsigmask=[],
     )
+
+
+def _command(module: str) -> list[str]:
+    python, root = _python(), str(Path(__file__).resolve().parent.parent)
+    program = PROGRAM.format(root, module)
+    return [python, *_args_from_interpreter_flags(), "-c", program]
 
 
 def _python() -> str:

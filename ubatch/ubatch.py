@@ -18,7 +18,7 @@ from ubatch.errors import Failure
 from ubatch.errors import HandlerAlreadySet as HandlerAlreadySet
 from ubatch.errors import HandlerNotSet as HandlerNotSet
 from ubatch.errors import Stopped, UBatchError
-from ubatch.executors import Elsewhere, Executor, ExecutorOption
+from ubatch.executors import Changed, Elsewhere, Executor, ExecutorOption
 from ubatch.future import Future
 from ubatch.isolation import ON_ERROR, OnError
 from ubatch.life import Life, close, end, forget, have_done
@@ -477,7 +477,7 @@ def _executor(
     name: str,
     options: Options,
     backend: Backend,
-    changed: Callable[[], object],
+    changed: Changed,
 ) -> Executor:
     if isinstance(option, Elsewhere):
         return option.open(name, backend, changed)

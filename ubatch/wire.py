@@ -55,19 +55,10 @@ class Frame(NamedTuple):
     kind: Kind
     ident: int
     """Which calls it is about."""
-    parts: list[bytearray]
-
-    @property
-    def head(self) -> Any:
-        """What the first part tells.
-
-        Raises:
-            WireError: That is no JSON.
-        """
-        try:
-            return json.loads(self.parts[0])
-        except (ValueError, IndexError, RecursionError) as error:
-            raise WireError(f"a {self.kind.name} whose head makes no sense") from error
+    head: Any
+    """What the first part tells."""
+    parts: list[Part]
+    """The others."""
 
 
 class WireError(Exception):
@@ -84,13 +75,19 @@ class VersionError(WireError):
         )
 
 
-def encode(kind: Kind, ident: int, head: Any, parts: Sequence[Part] = ()) -> list[Part]:
+Note = list[Any]
+"""What the first part tells besides the head: see channel.py."""
+
+
+def encode(
+    kind: Kind, ident: int, head: Any, note: Note, parts: Sequence[Part] = ()
+) -> list[Part]:
     """Return a frame, in pieces.
 
     Raises:
         WireError: It has too many parts.
     """
-    first = json.dumps(head, separators=(",", ":")).encode()
+    first = json.dumps([head, note], separators=(",", ":")).encode()
     sizes = [len(first), *map(len, parts)]
     if len(sizes) > MOST_PARTS:
         raise WireError(
@@ -142,6 +139,21 @@ def decode_sizes(data: Part, opened: Opened) -> tuple[int, ...]:
     return sizes
 
 
+def decode_first(data: Part) -> tuple[Any, Note]:
+    """Return what the first part of a frame tells.
+
+    Raises:
+        WireError: That makes no sense.
+    """
+    try:
+        head, note = json.loads(bytes(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WireError("a frame whose first part makes no sense") from error
+    if not isinstance(note, list):
+        raise WireError("a frame whose first part makes no sense")
+    return head, note
+
+
 KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -179,9 +191,9 @@ class Reader:
     """Takes parts from a frame, one group after the other."""
 
     def __init__(self, frame: Frame) -> None:
-        self._parts: Iterator[bytearray] = iter(frame.parts[1:])
+        self._parts: Iterator[Part] = iter(frame.parts)
 
-    def take(self, count: int) -> list[bytearray]:
+    def take(self, count: int) -> list[Part]:
         """Return the next *count* parts.
 
         Raises:

@@ -9,22 +9,30 @@ import numpy as np
 from flask import Flask, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
-import model
 import ubatch.flask
-from ubatch import ubatch_decorator
+from ubatch import ServerExecutor, ubatch_decorator
 
 PIXELS, FULL = 64, 16.0  # an 8x8 picture, each value from 0 (paper) to 16 (ink)
 
 app = Flask(__name__)
 app.config["MAX_CONTENT_LENGTH"] = 4096  # bytes; 64 numbers need about 1200
 
-classifier = model.load()
+# The model is here, in each worker; or in a process that serves all workers, which then
+# import nothing of it: see gunicorn.conf.py.
+if "MODEL_SOCKET" in os.environ:
+    executor: Any = ServerExecutor(f"unix:{os.environ['MODEL_SOCKET']}")
+else:
+    import model
+
+    executor, read = "threadpool", model.make()
 
 
-@ubatch_decorator(64, 0.01, max_pending=1000, deadline=5.0, name="digits")
+@ubatch_decorator(
+    *(64, 0.01), executor=executor, max_pending=1000, deadline=5.0, name="digits"
+)
 def probabilities(pictures: list[np.ndarray]) -> np.ndarray:
     """Return one row of ten probabilities per picture."""
-    return classifier.predict_proba(np.stack(pictures))
+    return read(pictures)
 
 
 @app.get("/")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,27 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 chdir = str(Path(__file__).resolve().parent)
 
 # Only this machine can connect unless HOST says otherwise (0.0.0.0: everyone).
-bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+port = os.environ.get("PORT", "8000")
+bind = f"{os.environ.get('HOST', '127.0.0.1')}:{port}"
+
+# With MODEL=process the model lives once, in a process beside the workers, and batches
+# are made of what all of them ask for; app.py is told where.
+if os.environ.get("MODEL", "worker") == "process":
+    home = Path(tempfile.gettempdir(), f"ubatch-digits-{os.getuid()}-{port}")
+    os.environ["MODEL_SOCKET"] = str(home / "model.sock")
+    on_starting, on_reload, on_exit = hooks.serve(
+        "model:make",
+        socket=os.environ["MODEL_SOCKET"],
+        max_size=64,
+        timeout=0.01,
+        max_pending=1000,
+    )
 
 # One greenlet per request: hundreds wait at once, which is what fills the batches.
 worker_class = "gevent"
 
 # Processes. Each has its own model and its own batches, so more of them than cores
-# only make the batches smaller.
+# only make the batches smaller; with MODEL=process they share both.
 workers = int(os.environ.get("WORKERS", "1"))
 
 # Each worker imports the app after it was patched for gevent. With True the master

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import joblib
@@ -30,6 +31,12 @@ def load() -> VotingClassifier:
     joblib.dump(model, unfinished)
     unfinished.replace(path)  # at once: a second worker never reads half a file
     return model
+
+
+def make() -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Return the handler: a factory, for a process that has nothing else to do."""
+    model = load()
+    return lambda pictures: model.predict_proba(np.stack(pictures))
 
 
 def accuracy(model: VotingClassifier) -> float:

@@ -1,0 +1,163 @@
+"""Does gunicorn keep a model server running beside its workers?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.children import ROOT, Server, environment, gunicorn, once
+from ubatch.gunicorn import serve
+
+pytestmark = [once, pytest.mark.server]
+FACTORY = "tests.apps.beside:make"
+
+
+class Beside:
+    """A gunicorn of two workers, and the model server beside it."""
+
+    def __init__(self, server: Server, socket: Path) -> None:
+        self.server = server
+        self.socket = socket
+
+    def ask(self, number: int) -> Any:
+        """Have a worker answer one request."""
+        answer = self.server.get(f"/double?n={number}")
+        assert answer.status == 200, answer
+        assert answer.body["answer"] == 2 * number
+        return answer.body
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``ubatch status`` tells."""
+        command = [sys.executable, "-m", "ubatch", "status", str(self.socket)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    @property
+    def pids(self) -> list[int]:
+        """Return all model servers and model processes that there have been."""
+        started = re.findall(r"model (?:server|process) (\d+) ", self.server.log)
+        return sorted({int(pid) for pid in started})
+
+    def until_gone(self) -> None:
+        """Wait until none of them is left."""
+        deadline = time.monotonic() + 20.0
+        while left := [pid for pid in self.pids if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
+
+
+@contextmanager
+def beside(home: Path, *options: str) -> Iterator[Beside]:
+    """Serve the app with its model beside it."""
+    socket = home / "run" / "model.sock"
+    more = {"conf": "beside_conf", "SOCKET": str(socket)}
+    options = ("-k", "gevent", "-w", "2", *options)
+    with gunicorn(home / "log", "tests.apps.beside:app", *options, **more) as server:
+        yield Beside(server, socket)
+
+
+def test_all_workers_have_one_model(tmp_path: Path) -> None:
+    """What both workers ask is answered by one process, which neither of them is."""
+    with beside(tmp_path) as running:
+        answers = []
+        while len({answer["worker"] for answer in answers}) < 2:
+            answers.append(running.ask(len(answers)))
+        (model,) = {answer["model"] for answer in answers}
+        status = running.status()
+
+        assert model not in {answer["worker"] for answer in answers}
+        assert [model] == [each["pid"] for each in status["models"]]
+        assert status["factory"] == FACTORY
+        assert status["calls_total"] == len(answers)
+
+
+def test_a_model_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    """After kill -9 of the server, later requests are answered by another."""
+    with beside(tmp_path) as running:
+        running.ask(1)
+        first = running.status()["pid"]
+        os.kill(first, signal.SIGKILL)
+        running.server.until(
+            lambda: f"the model server {first} has ended" in running.server.log
+        )
+        running.ask(2)
+
+        assert running.status()["pid"] != first
+
+
+def test_sighup_loads_the_model_anew(tmp_path: Path) -> None:
+    """Reloading gunicorn reloads the model, in the same server."""
+    with beside(tmp_path) as running:
+        old = running.ask(1)["model"]
+        server = running.status()["pid"]
+        running.server.signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30.0
+        while running.ask(2)["model"] == old:
+            assert time.monotonic() < deadline, running.server.log
+
+        assert running.status()["pid"] == server
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_nothing_is_left_when_gunicorn_has_ended(tmp_path: Path, number: str) -> None:
+    """However the master ends, the model server and its processes end too."""
+    with beside(tmp_path) as running:
+        running.ask(1)
+        running.server.signal(getattr(signal, number))
+        running.server.end()
+        running.until_gone()
+
+        assert not running.socket.exists()
+
+
+def test_the_master_imports_nothing_of_the_model(tmp_path: Path) -> None:
+    """serve() starts the factory's module elsewhere: the workers stay small."""
+    code = (
+        "import sys\n"
+        "from ubatch.gunicorn import serve\n"
+        f"serve({FACTORY!r}, socket={str(tmp_path / 'm')!r})\n"
+        "print('tests.apps.beside' in sys.modules, 'gevent' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_size": 0}, "max_size"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"processes": 0}, "processes"),
+        ({"linger": "never"}, "linger"),
+        ({"max_pending": 0}, "max_pending"),
+        ({"deadline": 0}, "deadline"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"retry": 1}, "retry"),
+        ({"socket": "x" * 200}, "too long"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(
+    options: dict[str, Any], named: str
+) -> None:
+    """They are refused where gunicorn.conf.py is read, not when the server starts."""
+    with pytest.raises((TypeError, ValueError), match=named):
+        serve(FACTORY, **{"socket": "model.sock", **options})

@@ -1,0 +1,123 @@
+"""How does a server keep a model server running beside its workers?
+
+By looking after it whenever its own loop comes round: there is no thread here, beside
+which workers would be forked, and no signal handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic
+
+from ubatch.backends.native import start_process
+from ubatch.log import tell
+from ubatch.spawn import ubatch_command
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds until it is started again: the first time, and at most. Each time it is
+twice as long, until it has lived for STEADY."""
+
+STEADY = 10.0
+"""Seconds for which it has to live, to be taken for sound."""
+
+
+class Sidecar:
+    """One ``ubatch serve`` that is kept running.
+
+    Owner: the process that calls start(), and its main thread.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        """Take what comes after ``ubatch serve``. Starts nothing."""
+        self.options = list(options)
+        self._pid: int | None = None
+        self._pidfd = -1
+        self._began = 0.0
+        self._pause = FIRST_PAUSE
+        self._again_at: float | None = None  # None: it is not to run
+
+    def start(self) -> None:
+        """Start it, and keep it running as long as tend() is called."""
+        if self._pid is None:
+            self._again_at = monotonic()
+            self.tend()
+
+    def tend(self) -> None:
+        """Start it again, if it has ended and it is time. Does not block."""
+        if self._pid is not None and self._has_ended():
+            self._note_end()
+        if self._pid is None and self._again_at is not None:
+            if monotonic() >= self._again_at:
+                self._spawn()
+
+    def reload(self) -> None:
+        """Have it load its model anew."""
+        self._send(signal.SIGHUP)
+
+    def stop(self, timeout: float) -> None:
+        """Have it answer what it has accepted, and end. Blocks.
+
+        Args:
+            timeout: Seconds after which it is killed.
+        """
+        self._again_at = None
+        if self._pid is not None:
+            self._send(signal.SIGTERM)
+            if not self._has_ended(timeout):
+                self._send(signal.SIGKILL)
+                self._has_ended(1.0)
+            self._forget()
+
+    def _spawn(self) -> None:
+        # In a process group of its own: a terminal's Ctrl-C is for who started us, who
+        # tells us when the workers have ended.
+        command = ubatch_command("serve", *self.options)
+        command += ["--with-parent", str(os.getpid())]
+        try:
+            self._pid = start_process(
+                command[0], command, os.environ, setpgroup=0, setsigmask=[]
+            )
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as error:
+            self._pid = None
+            self._later(f"the model server cannot be started: {error}")
+            return
+        self._began = monotonic()
+        tell(logger, logging.INFO, "model server %d is started", self._pid)
+
+    def _note_end(self) -> None:
+        if monotonic() - self._began >= STEADY:
+            self._pause = FIRST_PAUSE
+        pid = self._pid
+        self._forget()
+        self._later(f"the model server {pid} has ended")
+
+    def _later(self, why: str) -> None:
+        message = "%s; starting another in %.1f s"
+        tell(logger, logging.ERROR, message, why, self._pause)
+        self._again_at = monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _has_ended(self, timeout: float = 0.0) -> bool:
+        """Tell whether it has, whoever has waited for it."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+
+    def _send(self, number: int) -> None:
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _forget(self) -> None:
+        with suppress(ChildProcessError):  # the server has
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        os.close(self._pidfd)
+        self._pid = None
