@@ -15,7 +15,15 @@ from tests.children import Command
 from tests.fakes import NativeCaller
 from ubatch import address
 from ubatch.backends.native import wait_for
+from ubatch.calling import Answered, read_answers, read_ask, write_answered
 from ubatch.channel import Channel
+from ubatch.parcel import (
+    Answers,
+    pack_results,
+    unpack_columns,
+    unpack_error,
+    unpack_results,
+)
 from ubatch.wire import LARGEST_FRAME, Frame, Kind, Part, pack
 
 SERVED = "tests.apps.served"
@@ -188,9 +196,6 @@ class Raw:
 
     def answers(self, count: int) -> dict[int, Any]:
         """Return the answers to some calls of one ask, by place; errors in full."""
-        from ubatch.calling import Answered, read_answers
-        from ubatch.parcel import unpack_error, unpack_results
-
         found: dict[int, Any] = {}
         while len(found) < count:
             frame = self.receive()
@@ -264,3 +269,22 @@ def greet(channel: Channel, largest: int = LARGEST_FRAME) -> None:
     assert frame is not None and frame.kind is Kind.HELLO
     hello = {"pid": os.getpid(), "name": "scripted", "largest": largest}
     channel.send(Kind.HELLO, 0, hello)
+
+
+def received(channel: Channel) -> Frame:
+    """Return the next frame, which has to come."""
+    frame = channel.receive(20.0)
+    assert frame is not None
+    return frame
+
+
+def answer_all(channel: Channel, asked: Frame) -> None:
+    """Answer an ask: each call with its own item."""
+    answer_some(channel, asked, list(range(read_ask(asked).size)))
+
+
+def answer_some(channel: Channel, asked: Frame, places: list[int]) -> None:
+    """Answer some calls of an ask."""
+    (items,), _ = unpack_columns(read_ask(asked).parcel)
+    answered = Answered(places, places, Answers(pack_results(list(items)), {}))
+    channel.send(Kind.ANSWERS, asked.ident, *write_answered(answered))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import pickle
 import signal
@@ -16,9 +18,9 @@ import numpy
 import psutil
 import pytest
 
-from tests.children import FileGate, Program
+from tests.children import FileGate, Program, once, run
 from tests.fakes import GreenletCaller, World
-from tests.serving import ModelServer, Scripted, greet
+from tests.serving import ModelServer, Raw, Scripted, answer_all, greet
 from ubatch import (
     BackendError,
     DeadlineExceeded,
@@ -33,9 +35,8 @@ from ubatch import (
     ubatch_decorator,
 )
 from ubatch.backends.native import wait_for
-from ubatch.calling import Answered, read_ask, write_answered
 from ubatch.channel import Channel
-from ubatch.parcel import Answers, pack_results, unpack_columns
+from ubatch.memory import SEGMENTS
 from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind
 
 pytestmark = pytest.mark.server
@@ -757,22 +758,32 @@ def test_a_greeting_that_makes_no_sense(
 @pytest.mark.concurrency
 def test_half_an_ask_is_asked_again(world: World, tmp_path: Path) -> None:
     """A server that is gone before it has all of an ask has run none of it."""
+    taken: list[Frame] = []
 
     def script(channel: Channel) -> None:
         greet(channel)
-        if server.clients == 1:
+        if server.clients == 1:  # that keeps all memory there is; the rest is sent
+            while len(taken) < SEGMENTS:
+                asked = channel.receive(20.0)
+                assert asked is not None
+                taken.append(asked)
             wait_for(channel._fd)
             channel._sock.recv(1000)
             return
-        asked = channel.receive(20.0)
-        while asked is not None:
+        while (asked := channel.receive(20.0)) is not None:
             answer_all(channel, asked)
-            asked = channel.receive(20.0)
+            del asked
 
     with Scripted(tmp_path, script) as server, connect(world, server.address) as ub:
+        lost = []
+        for number in range(SEGMENTS):
+            lost.append(world.spawn(ub.ubatch, bytes(2_000_000)))
+            world.until(lambda: len(taken) == number + 1)
         items = [bytes([n]) * 2_000_000 for n in range(3)]
         assert [0, 1, 2] == [found[0] for found in ub.map(items)]
         assert 2 == server.clients
+        for caller in lost:
+            refused(caller.result, WorkerLost)
 
 
 def test_numbers_begin_anew(
@@ -789,10 +800,229 @@ def test_numbers_begin_anew(
     assert link.NUMBERS == 4
 
 
-def answer_all(channel: Channel, asked: Frame) -> None:
-    """Answer an ask: each call with its own item."""
-    ask = read_ask(asked)
-    (items,), _ = unpack_columns(ask.parcel)
-    places = list(range(ask.size))
-    answered = Answered(places, places, Answers(pack_results(list(items)), {}))
-    channel.send(Kind.ANSWERS, asked.ident, *write_answered(answered))
+# Lives
+
+
+def test_stop_and_start_again(world: World, tmp_path: Path) -> None:
+    """stop() waits for what was asked, and ends the connection; start() makes one."""
+    with here(world, tmp_path) as the:
+        holder = the.hold()
+        stops = world.spawn(the.ub.stop)
+        world.until(lambda: the.ub._life.closed)
+        refused(lambda: the.ub.ubatch("x"), Stopped)
+        assert not stops.ended
+        the.gate.open()
+        stops.result()
+        assert ["hold"] == row(holder.result())
+        world.until(lambda: the.server.status()["clients"] == 0)
+        the.ub.start()
+        assert ["again"] == row(the.ub.ubatch("again"))
+        assert 1 == the.server.status()["clients"]
+
+
+def test_stop_does_not_wait_longer_than_it_is_told(
+    world: World, tmp_path: Path
+) -> None:
+    """What the server still has gets Stopped, and is taken back there."""
+    with here(world, tmp_path) as the:
+        holder = the.hold()
+        waits = world.spawn(the.ub.ubatch, "waits")
+        the.pending(1)
+        the.ub.stop(timeout=0.05)
+        for caller in holder, waits:
+            refused(caller.result, Stopped)
+        world.until(lambda: the.server.status()["clients"] == 0)
+        assert 0 == the.server.pending()
+
+
+def test_a_forgotten_batcher_hangs_up(world: World, tmp_path: Path) -> None:
+    """A batcher that is garbage leaves no connection, greenlet or thread behind."""
+    with ModelServer(tmp_path) as server:
+        for _ in range(3):
+            ub = connect(world, server.address)
+            assert ["a"] == row(ub.ubatch("a"))
+            del ub
+            gc.collect()
+        world.until(lambda: server.status()["clients"] == 0)
+
+
+def test_nothing_leaks(world: World, tmp_path: Path) -> None:
+    """Many connections, cut off on both sides, leave no file behind on either."""
+    with ModelServer(tmp_path) as server:
+
+        def use() -> None:
+            with connect(world, server.address) as ub:
+                assert 10 == len(ub.map(range(10)))
+                array = numpy.zeros(100_000)  # in shared memory
+                assert array.shape == row(ub.ubatch(array))[0].shape
+            with Raw(server.path) as raw:
+                raw.hello()
+                raw.ask(1, ["a"])
+            with Raw(server.path) as raw:
+                raw.throw(b"garbage" * 10)
+
+        use()
+        world.until(lambda: server.status()["clients"] == 0)
+        gc.collect()
+        world.until(lambda: server.models())
+        before = [_files(), _files(server.pid), _threads(server.pid)]
+        for _ in range(10):
+            use()
+        gc.collect()
+        world.until(lambda: server.status()["clients"] == 0)
+        world.until(lambda: server.models())
+        after = [_files(), _files(server.pid), _threads(server.pid)]
+        for old, new in zip(before, after):
+            assert new <= old + 2  # a connection that is just being closed
+        assert not server.noise()
+
+
+def _files(pid: int | str = "self") -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def forked(leg: str, address: str, gate: str) -> dict[str, Any]:
+    """Fork with a call under way; tell what became of that, and of the child's own."""
+    import os
+    import time
+
+    from tests.apps.inside import world_of
+
+    world = world_of(leg)
+    import gevent
+
+    from ubatch import UBatch
+
+    ub = UBatch.connect(address, backend=world.backend).start()
+    pid = ub.ubatch("first")["pid"]
+    held = world.spawn(ub.ubatch, "hold")
+    waits = world.spawn(ub.ubatch, "waits")
+    world.until(lambda: ub.stats().running == 2)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            # Copies of greenlets run on here, and see what comes for the parent.
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                (gevent if world.is_gevent else time).sleep(0.01)
+            os.read(read, 1)
+            answer = ub.ubatch("child")
+            assert answer["row"] == ["child"] and answer["pid"] == pid
+            ub.stop()
+            status = 0
+        finally:
+            os._exit(status)
+    gate_fd = os.open(gate, os.O_RDWR)
+    found = [held.result()["row"], waits.result()["row"]]
+    found.append(ub.ubatch("after")["row"])
+    os.write(write, b"x")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found.append(ub.ubatch("last")["row"])
+    ub.stop()
+    os.close(gate_fd)
+    return {"found": found, "child": status}
+
+
+@once
+@pytest.mark.parametrize("leg", ["thread", "gevent", "patched"])
+def test_a_fork_harms_neither_side(leg: str, tmp_path: Path) -> None:
+    """The parent has its answers on its connection; the child makes its own."""
+    with FileGate(tmp_path / "gate") as gate, ModelServer(
+        tmp_path, GATE=gate.path
+    ) as server:
+        seen = run(forked, leg, server.address, gate.path)
+        assert {
+            "found": [["hold"], ["waits"], ["after"], ["last"]],
+            "child": 0,
+        } == seen
+        handled = [item for batch in server.handled() for item in batch]
+        expected = ["first", "hold", "waits", "after", "child", "last"]
+        assert sorted(map(repr, expected)) == sorted(handled)
+        assert not server.noise()
+
+
+def gaps(leg: str, address: str, gate: str) -> float:
+    """Return the longest time in ms that the hub did not run, beside slow calls.
+
+    The shortest of some, since all of the machine may be busy with something else.
+    """
+    import os
+    from time import perf_counter
+
+    from tests.apps.inside import world_of
+
+    world = world_of(leg)
+    import gevent
+    import numpy
+
+    from ubatch import UBatch
+
+    with UBatch.connect(address, backend="gevent") as ub:
+        ub.map([numpy.zeros(64)] * 16)
+
+        def worst() -> float:
+            found, before = 0.0, perf_counter()
+            for _ in range(100):
+                gevent.sleep(0.001)
+                now = perf_counter()
+                found, before = max(found, now - before), now
+            return found * 1000
+
+        callers = [gevent.spawn(ub.ubatch, "hold") for _ in range(4)]
+        world.until(lambda: ub.stats().running == 4)
+        found = min(worst() for _ in range(10))
+        os.open(gate, os.O_RDWR)
+        gevent.joinall(callers, raise_error=True)
+    return found
+
+
+@once
+@pytest.mark.timing
+@pytest.mark.parametrize("leg", ["gevent", "patched"])
+def test_the_hub_runs_while_calls_are_out(leg: str, tmp_path: Path) -> None:
+    """It never stands still for 10 ms, while 4 calls are in the server."""
+    with FileGate(tmp_path / "gate") as gate, ModelServer(
+        tmp_path, GATE=gate.path
+    ) as server:
+        assert run(gaps, leg, server.address, gate.path) < 10.0
+
+
+def test_what_is_logged(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line where it matters: connected here; start, ready, loss and end there."""
+    caplog.set_level(logging.INFO, "ubatch")
+    with ModelServer(tmp_path) as server, connect(world, server.address) as ub:
+        ub.ubatch("a")
+        (model,) = server.models()
+        os.kill(model, signal.SIGKILL)
+        world.until(lambda: server.models() not in ([], [model]))
+        (other,) = server.models()
+        server.signal(signal.SIGTERM)
+        world.until(lambda: server.ended)
+        name = server.factory
+        wanted = [
+            f"{name}: backend gevent (asked for by name), executor ForwardingExecutor",
+            f"{name}: process {server.pid} serves {name} at {server.path}",
+            f"{name}: model process {model} loads {name}",
+            f"{name}: model process {model} is ready after",
+            f"{name}: the model process {model} was killed by SIGKILL; starting",
+            f"{name}: model process {other} loads {name}",
+            f"{name}: model process {other} is ready after",
+            f"{name}: ends, once what was accepted is answered",
+            f"{name}: has ended; calls that got Stopped: 0",
+        ]
+        lines = server.lines()
+        assert len(wanted) == len(lines), lines
+        for start, line in zip(wanted, lines):
+            assert line.startswith(start)
+        assert not server.noise()
+    ours = [record.getMessage() for record in caplog.records]
+    told = f"connected to the model server {server.pid} at {server.path}, which runs"
+    assert 1 == sum(told in line for line in ours)

@@ -11,9 +11,10 @@ import signal
 import stat
 import subprocess
 import sys
-from _socket import AF_UNIX, SOCK_STREAM, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fcntl import F_ADD_SEALS, F_SEAL_SHRINK, fcntl
 from pathlib import Path
 from struct import pack as pack_struct
 from typing import Any
@@ -30,6 +31,7 @@ from ubatch import (
     RemoteError,
     address,
 )
+from ubatch.channel import HEADS
 from ubatch.parcel import pack_columns
 from ubatch.wire import HEADER, MAGIC, VERSION, Kind, encode
 
@@ -63,7 +65,7 @@ def held(home: Path, *options: str, **more: Any) -> Iterator[Held]:
         home, "obey", *options, GATE=gate.path, **more
     ) as server, Raw(server.path) as holder:
         holder.hello()
-        holder.ask(1, ["hold"])
+        holder.ask(1, ["hold"], [600.0])
         server.until(lambda: server.handled())
         yield Held(server, gate, holder)
         assert not server.noise(), server.log
@@ -344,9 +346,21 @@ def test_a_client_that_is_gone_is_not_worked_for(tmp_path: Path) -> None:
 # Clients that misbehave
 
 
-def calls(ident: int, head: object, *parts: bytes) -> bytes:
-    """Return a CALLS, whatever it says."""
-    return b"".join(encode(Kind.CALLS, ident, head, parts))
+def frame(kind: Kind, head: object, *parts: bytes, note: Any = ((),)) -> bytes:
+    """Return a frame number 1, whatever it says."""
+    return b"".join(encode(kind, 1, head, note, parts))
+
+
+def calls(head: object, *parts: bytes) -> bytes:
+    return frame(Kind.CALLS, head, *parts)
+
+
+ONE = [1, [], 1, None]
+
+
+def noted(*note: Any) -> bytes:
+    """Return an ask whose memory is described in some way."""
+    return frame(Kind.CALLS, ONE, note=note)
 
 
 def header(
@@ -360,11 +374,13 @@ def header(
 
 
 NO_SENSE = "a CALLS that makes no sense"
+NO_FIRST = "first part makes no sense"
+NO_MEMORY = "whose memory makes no sense"
 HOSTILE = {
     "garbage": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "no frame of ubatch's"),
     "another version": (header(version=VERSION + 1), "speaks version"),
     "an unknown kind": (header(kind=99), "a frame of kind 99"),
-    "too large": (header(total=1 << 40), f"{1 << 30} are allowed"),
+    "too large": (header(total=1 << 40), f"{(1 << 30) + HEADS} are allowed"),
     "sizes": (header(parts=2, total=9) + pack_struct("<2Q", 4, 4), "do not add up"),
     "huge sizes": (
         header(parts=2, total=0) + pack_struct("<2Q", 1 << 63, 1 << 63),
@@ -373,32 +389,39 @@ HOSTILE = {
     "no parts": (header(parts=0, total=0), "do not add up"),
     "half a frame": (header(total=100), "ends too early"),
     "half a header": (header()[:9], "ends too early"),
-    "no JSON": (header(total=1) + pack_struct("<Q", 1) + b"{", "head makes no sense"),
+    "no JSON": (header(total=1) + pack_struct("<Q", 1) + b"{", NO_FIRST),
     "deep JSON": (
-        b"".join(encode(Kind.HELLO, 1, None))[:0]
-        + header(total=200_000)
-        + pack_struct("<Q", 200_000)
-        + b"[" * 200_000,
-        "head makes no sense",
+        header(total=200_000) + pack_struct("<Q", 200_000) + b"[" * 200_000,
+        NO_FIRST,
     ),
-    "no parcel": (calls(1, [1, [], 1, None]), NO_SENSE),
-    "no calls": (calls(1, [1, [], 0, None], b""), NO_SENSE),
-    "no arguments": (calls(1, [0, [], 1, None], b""), NO_SENSE),
-    "a great many calls": (calls(1, [1, [], 1 << 30, None], b""), NO_SENSE),
-    "a great many arguments": (calls(1, [1 << 30, [], 1, None], b""), NO_SENSE),
-    "names twice": (calls(1, [1, ["a", "a"], 1, None], b""), NO_SENSE),
-    "names of no kind": (calls(1, [1, [["a"]], 1, None], b""), NO_SENSE),
-    "deadlines of others": (calls(1, [1, [], 2, [1.0]], b""), NO_SENSE),
-    "deadlines that are none": (calls(1, [1, [], 1, [float("nan")]], b""), NO_SENSE),
-    "a head of another kind": (calls(1, "CALLS", b""), NO_SENSE),
-    "an answer": (b"".join(encode(Kind.ANSWERS, 1, [[0]])), "a client does not send"),
-    "hello again": (b"".join(encode(Kind.HELLO, 1, {})), "a client does not send"),
+    "a number": (header(total=1) + pack_struct("<Q", 1) + b"7", NO_FIRST),
+    "no note": (frame(Kind.CALLS, ONE, note={}), NO_FIRST),
+    "an empty note": (noted(), NO_MEMORY),
+    "a note of nothing": (noted(7), NO_MEMORY),
+    "half a note": (noted([], 0, None), NO_MEMORY),
+    "no segment": (noted([], 0, None, [0], [[0, 1]]), "nobody has spoken of"),
+    "a segment that is none": (noted([], [0], None, [0], [[0, 1]]), NO_MEMORY),
+    "a segment to come": (noted([], 0, 4096, [0], [[0, 1]]), "did not come"),
+    "too much memory": (noted([], 0, None, [0], [[0, 1 << 40]]), "of shared memory"),
+    "places of no kind": (noted([], 0, None, [0], [["x", "y"]]), NO_MEMORY),
+    "no parcel": (calls(ONE), NO_SENSE),
+    "no calls": (calls([1, [], 0, None], b""), NO_SENSE),
+    "no arguments": (calls([0, [], 1, None], b""), NO_SENSE),
+    "a great many calls": (calls([1, [], 1 << 30, None], b""), NO_SENSE),
+    "a great many arguments": (calls([1 << 30, [], 1, None], b""), NO_SENSE),
+    "names twice": (calls([1, ["a", "a"], 1, None], b""), NO_SENSE),
+    "names of no kind": (calls([1, [["a"]], 1, None], b""), NO_SENSE),
+    "deadlines of others": (calls([1, [], 2, [1.0]], b""), NO_SENSE),
+    "deadlines that are none": (calls([1, [], 1, [float("nan")]], b""), NO_SENSE),
+    "a head of another kind": (calls("CALLS", b""), NO_SENSE),
+    "an answer": (frame(Kind.ANSWERS, [[0]]), "a client does not send"),
+    "hello again": (frame(Kind.HELLO, {}), "a client does not send"),
     "the same number twice": (
-        calls(1, [1, [], 1, None], b"x") * 2,
+        calls(ONE, b"x") * 2,
         "which are under way already",
     ),
     "a leave": (
-        calls(1, [1, [], 1, None], b"x") + b"".join(encode(Kind.LEAVE, 1, 5)),
+        calls(ONE, b"x") + frame(Kind.LEAVE, 5),
         "a LEAVE that makes no sense",
     ),
 }
@@ -425,6 +448,56 @@ def test_a_client_that_makes_no_sense_is_dropped_alone(tmp_path: Path) -> None:
         assert len(HOSTILE) == len(dropped)
         memory = here.server.status()["memory_bytes"]
         assert memory < 200 << 20
+
+
+def test_memory_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    """Who sends a segment that could be cut short, say, is dropped alone."""
+    with held(tmp_path) as here, ExitStack() as stack:
+        witness = here.client(stack)
+        witness.ask(1, ["witness"])
+        sealed = F_SEAL_SHRINK
+        for seals, told, places, why in (
+            (0, 4096, [[0, 1]], "not as it should be"),
+            (sealed, 8192, [[0, 1]], "not as it should be"),
+            (sealed, -1, [[0, 1]], "not as it should be"),
+            (sealed, 1.5, [[0, 1]], NO_MEMORY),
+            (sealed, 4096, [[4095, 2]], "not in its segment"),
+            (sealed, 4096, [[-1, 1]], "not in its segment"),
+            (sealed, 4096, [[0.5, 1]], NO_MEMORY),
+            (sealed, 4096, [[0, 1], [0, 1]], NO_MEMORY),
+        ):
+            fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, 4096)
+            fcntl(fd, F_ADD_SEALS, seals)
+            with Raw(here.server.path) as raw:
+                raw.hello()
+                data = noted([], 0, told, [0], places)
+                raw.sock.sendmsg(
+                    [data], [(SOL_SOCKET, SCM_RIGHTS, pack_struct("i", fd))]
+                )
+                assert why in (raw.ended() or "")
+            os.close(fd)
+        with Raw(here.server.path) as raw:  # and more descriptors than anybody needs
+            raw.hello()
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(30)]
+            before = _open_files(here.server.pid)
+            for _ in range(10):
+                rights = pack_struct("30i", *fds)
+                raw.sock.sendmsg(
+                    [frame(Kind.LEAVE, [])], [(SOL_SOCKET, SCM_RIGHTS, rights)]
+                )
+            raw.ask(2, ["more"])
+            here.server.until(lambda: here.server.pending() == 2)
+            here.server.until(lambda: _open_files(here.server.pid) <= before + 8)
+            for fd in fds:
+                os.close(fd)
+        here.server.until(lambda: _open_files(here.server.pid) < before)
+        here.release()
+        assert ["witness"] == witness.answers(1)[0]["row"]
+
+
+def _open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 @pytest.mark.parametrize("what", ["garbage", "another version", "half a frame"])
@@ -506,9 +579,9 @@ from ubatch.wire import Kind, encode
 
 sock = socket(AF_UNIX, SOCK_STREAM)
 sock.connect(sys.argv[1])
-sock.send(b"".join(encode(Kind.HELLO, 0, {})))
+sock.send(b"".join(encode(Kind.HELLO, 0, {}, [[]])))
 sock.recv(1000)
-leave = b"".join(encode(Kind.LEAVE, 1, [1])) * 50_000
+leave = b"".join(encode(Kind.LEAVE, 1, [1], [[]])) * 50_000
 sent = 0
 while True:
     sock.sendall(leave)
@@ -516,17 +589,6 @@ while True:
     if sent == 3:
         print("flooding", flush=True)
 """
-
-
-def test_a_frame_limit_below_all_frames_is_an_error_of_each(tmp_path: Path) -> None:
-    """A server that takes no frame tells each client so, and goes on."""
-    with ModelServer(tmp_path, "obey", "--max-frame", "10") as server:
-        for _ in range(2):
-            with Raw(server.path) as raw:
-                raw.send(Kind.HELLO, 0, {"pid": os.getpid()})
-                assert "10 are allowed" in (raw.ended() or "")
-        server.until(lambda: len(server.lines("WARNING")) == 2)
-        assert not server.noise()
 
 
 # The socket

@@ -7,7 +7,7 @@ which no monkey-patching reaches.
 
 from __future__ import annotations
 
-from _socket import SHUT_RDWR, socket
+from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -73,7 +73,6 @@ class Channel:
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
-        self._epoch = process.epoch
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
@@ -207,7 +206,10 @@ class Channel:
     def _read(self, into: memoryview, timeout: float | None) -> int:
         while True:
             try:
-                count, more, _, _ = self._sock.recvmsg_into([into], ROOM)
+                # With no flag, a process that is started now would have them too.
+                count, more, _, _ = self._sock.recvmsg_into(
+                    [into], ROOM, MSG_CMSG_CLOEXEC
+                )
                 if more:
                     self._shared.keep(more)
                 self._maybe_pause()

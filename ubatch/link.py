@@ -120,8 +120,8 @@ class Link:
 
     Owner: one greenlet or thread reads; those that send take turns.
     Race (late_ask): 1. a strand finds the link alive; 2. the reader finds its end, and
-    loses all that is under way; 3. the strand puts one more ask under way. So it looks
-    again, once that is in.
+    loses all that is under way; 3. the strand puts one more ask under way. So that is
+    put in before it is sent: to send it fails, or the reader loses it.
     """
 
     def __init__(self, channel: Channel, backend: Backend) -> None:
