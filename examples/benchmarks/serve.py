@@ -44,7 +44,7 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
     for model in parameters["models"]:
         found += _levels(model, parameters[LEVELS[model]])
         if system.name == UNBATCHED:
-            found += [_cell(model, 1, route="/handler/64")]
+            found += [cell(model, 1, route="/handler/64")]
         if system.name == UNBATCHED and model == "forest":
             found += _levels(model, many, route="/echo")
     if system.name == UNBATCHED:
@@ -55,10 +55,10 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
 
 
 def _levels(model: str, levels: Sequence[int], **more: Any) -> list[Cell]:
-    return [_cell(model, connections, **more) for connections in levels]
+    return [cell(model, connections, **more) for connections in levels]
 
 
-def _cell(model: str, connections: int, **more: Any) -> Cell:
+def cell(model: str, connections: int, **more: Any) -> Cell:
     return {"model": model, "connections": connections, **DEFAULTS, **more}
 
 
