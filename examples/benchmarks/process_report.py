@@ -95,7 +95,7 @@ def _stalls(result: Result, cells: Cells) -> str:
     rows = [
         [
             cell["handler"],
-            EMPTY if cell["handler"] == NOTHING else label(_with_route(cell)),
+            EMPTY if cell["handler"] == NOTHING else _short(cell),
             *(
                 _text(result, cell, f"{probe}_{q}", MS)
                 for probe in PROBES
@@ -114,8 +114,11 @@ def _stalls(result: Result, cells: Cells) -> str:
 SHORT = {"beat": "beat", "ping": "request"}
 
 
-def _with_route(cell: dict[str, Any]) -> dict[str, Any]:
-    return {"route": "", **cell}
+def _short(cell: dict[str, Any]) -> str:
+    """Return what a reader calls a system, where greenlets are nothing special."""
+    if cell["system"].endswith(":thread"):
+        return f"{label({'route': '', **cell})}, threads"
+    return label({"route": "", **cell})
 
 
 def _by(cells: Cells, key: str) -> list[dict[str, Any]]:
@@ -129,7 +132,7 @@ def _trips(result: Result, cells: Cells) -> str:
     rows = [
         [
             cell["payload"],
-            cell["system"],
+            _short(cell),
             _text(result, cell, "added_seconds", US),
             _text(result, cell, "inline_seconds", US),
             *(
@@ -141,8 +144,8 @@ def _trips(result: Result, cells: Cells) -> str:
     ]
     title = (
         "A batch to another process and back, over the same handler inline (medians):\n"
-        "16 rows of 64 float64 that come back; 64 pictures of 224x224x3 uint8 there or\n"
-        "back, and one plain copy of those 64 arrays in this process:"
+        "16 rows of 64 float64 that come back; 64 pictures of 224x224x3 uint8 there\n"
+        "or back, and one plain copy of those 64 arrays in this process:"
     )
     return f"{title}\n\n{table(head, rows)}"
 
@@ -185,7 +188,7 @@ def _memory(result: Result, cells: Cells) -> str:
     ]
     count = cells[0]["workers"]
     title = (
-        f"Memory of {count} workers, without the master; what is shared, in parts (PSS)"
+        f"Memory of {count} workers (PSS: what is shared counts in parts), no master"
     )
     return f"{title}:\n\n{table(head, rows)}"
 
@@ -262,6 +265,8 @@ def plot(result: Result, figure: Figure) -> None:
         axes.set_title(title, fontsize=9)
         if part in ("stall", "trip"):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.xaxis.set_minor_formatter("")
 
 
 def _bars(axes: Any, cells: Cells, key: str, metric: str, scale: float) -> None:
@@ -274,9 +279,11 @@ def _bars(axes: Any, cells: Cells, key: str, metric: str, scale: float) -> None:
         names.append(str(value))
         for cell, found in known:
             width = found * scale
-            axes.barh(at, width, 0.9, color=plots.style(cell["system"])["color"])
-            name = "" if cell.get("handler") == NOTHING else label(_with_route(cell))
-            axes.text(width, at, f" {name} {width:.3g}", va="center", fontsize=6)
+            idle = cell.get("handler") == NOTHING
+            colour = "#a0a0a0" if idle else plots.style(cell["system"])["color"]
+            axes.barh(at, width, 0.9, color=colour)
+            text = f" {'' if idle else _short(cell)} {brief(width)}"
+            axes.text(width, at, text, va="center", fontsize=6)
             at += 1
         at += 1
     axes.set_yticks(ticks, names, fontsize=7)
