@@ -22,7 +22,7 @@ KINDS = ("hup", "term", "kill", "lose", "unserve", "memory")
 """SIGHUP for gunicorn; SIGTERM for a worker; ``kill -9`` of a worker, of a model
 process, of the model server; 300 MB that somebody else takes."""
 
-EVERY = 1.4
+EVERY = 1.8
 """Seconds between two, on average; one that ends a worker waits until two are up."""
 
 ALIVE = 1.0
