@@ -303,7 +303,8 @@ class FileGate:
 
     def open(self) -> None:
         """Let everybody through, now and from now on."""
-        self._writer = os.open(self.path, os.O_RDWR)
+        if self._writer is None:
+            self._writer = os.open(self.path, os.O_RDWR)
 
     def __enter__(self) -> FileGate:
         return self

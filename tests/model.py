@@ -7,55 +7,19 @@ waits, who runs and how each call ends, and refuses a batch that should not be.
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import CancelledError
-from typing import Any, Literal, NamedTuple
 
-from ubatch import (
-    BadBatchOutput,
-    BadBatchOutputSize,
-    DeadlineExceeded,
-    HandlerExit,
-    Stopped,
+from tests.blame import Runs
+from tests.ends import (
+    BROKEN,
+    CANCELLED,
+    EXPIRED,
+    JAMMED,
+    STOPPED,
+    STUCK,
+    Call,
+    End,
+    Way,
 )
-
-Way = Literal["results", "raise", "none", "short", "long", "some", "exit"]
-"""How a handler ends."""
-
-WAYS: tuple[Way, ...] = "results", "raise", "none", "short", "long", "some", "exit"
-
-
-class Boom(Exception):
-    """What a handler raises, or returns for one call."""
-
-
-class End(NamedTuple):
-    """How a call ends: with its own result, or with an error of this very class."""
-
-    counter: str
-    error: type[BaseException] | None = None
-    args: tuple[Any, ...] | None = None
-    """Of the error; None for whatever it says."""
-
-
-RESULT = End("results")
-CANCELLED = End("cancelled", CancelledError)
-EXPIRED = End("expired", DeadlineExceeded)
-STOPPED = End("failures", Stopped)
-BROKEN = End("failures", RuntimeError)
-
-
-class Call:
-    """One call that was accepted."""
-
-    def __init__(self, number: int, shape: str) -> None:
-        self.number = number
-        self.shape = shape
-        self.batch: Batch | None = None  # None while it is not known which
-        self.end: End | None = None
-        self.doomed = False  # it is cancelled, unless a worker is quicker
-
-    def __repr__(self) -> str:
-        return f"<call {self.number} {self.shape}: {self.end or 'alive'}>"
 
 
 class Batch:
@@ -67,7 +31,7 @@ class Batch:
         self.calls: list[Call] = []
         self.sealed = False  # it has been full, and takes no more
         self.hurried = False  # it may close early, for a deadline in it
-        self.size = 0  # calls that the handler got
+        self.runs: Runs  # as soon as it is closed
 
     def alive(self) -> list[Call]:
         return [call for call in self.calls if call.end is None]
@@ -82,6 +46,7 @@ class Life:
         self.called = False  # something was made for it, which stop() has to end
         self.waiting: list[Batch] = []
         self.running: list[Batch] = []
+        self.stuck: list[Batch] = []  # they ran too long, and others run beside them
 
     def has_ended(self) -> bool:
         waiting = any(batch.alive() for batch in self.waiting)
@@ -97,11 +62,13 @@ class Model:
         max_pending: int | None,
         workers: int,
         linger: str,
+        isolate: bool,
     ) -> None:
         self.max_size = max_size
         self.max_pending = max_pending
         self.workers = workers
         self.linger = linger
+        self.isolate = isolate
         self.broken = False  # the executor is: batches fail as soon as they close
         self.lives = [Life()]
         self.arriving: list[Call] = []  # while a free worker takes what is there
@@ -124,8 +91,24 @@ class Model:
             return False
         return self.pending() + more > self.max_pending
 
+    def stuck(self) -> int:
+        return sum(len(life.stuck) for life in self.lives)
+
+    def places(self, life: Life) -> int:
+        """Return how many batches may run: for each worker one more may be stuck."""
+        return min(self.workers, 2 * self.workers - len(life.stuck))
+
     def has_free_worker(self) -> bool:
-        return self.life.started and len(self.life.running) < self.workers
+        return self.life.started and len(self.life.running) < self.places(self.life)
+
+    def is_jammed(self) -> bool:
+        """Tell whether no call can be run: all workers are stuck, and those beside."""
+        return self.places(self.life) == 0
+
+    def most_at_once(self) -> int:
+        """Return how many handlers may run at once if no more get stuck."""
+        lives = [life for life in self.lives if not life.has_ended()]
+        return self.stuck() + sum(self.places(life) for life in lives)
 
     # What callers do.
 
@@ -193,7 +176,7 @@ class Model:
         Args:
             hurried: Those too that it need not take, but may.
         """
-        if not life.started or len(life.running) >= self.workers:
+        if not life.started or len(life.running) >= self.places(life):
             return []
         waiting = life.waiting
         if life.closed or self.linger != "full":
@@ -201,14 +184,24 @@ class Model:
         return [one for one in waiting if one.sealed or hurried and one.hurried]
 
     def is_at_rest(self) -> bool:
-        """Tell whether no worker has anything left to take."""
+        """Tell whether no worker has anything left to take, or to run again."""
         if self.arriving and self.has_free_worker():
+            return False
+        if not all(one.runs.running for life in self.lives for one in life.running):
             return False
         due = [batch for life in self.lives for batch in self.closable(life)]
         return not any(batch.alive() for batch in due)
 
+    def given(self, calls: list[Call]) -> Batch:
+        """Check what the handler was given: a batch, or a part of one that failed."""
+        batch = calls[0].batch
+        if batch is None or batch not in batch.life.running:
+            return self.close(calls)
+        batch.runs.again(calls)
+        return batch
+
     def close(self, calls: list[Call]) -> Batch:
-        """Check a batch that the handler was given, and take it to be running."""
+        """Check a batch that is new to the handler, and take it to be running."""
         assert 0 < len(calls) <= self.max_size, f"a batch of {len(calls)}"
         batch = calls[0].batch
         if batch is None:
@@ -223,7 +216,7 @@ class Model:
             if call.doomed:
                 self._revive(call)
         batch.calls = calls
-        batch.size = len(calls)
+        batch.runs = Runs(calls, self.isolate)
         batch.life.running.append(batch)
         self._count(batch)
         return batch
@@ -251,24 +244,31 @@ class Model:
         self.counts["batched"] += len(batch.calls)
 
     def answer(self, batch: Batch, way: Way, picked: set[int]) -> None:
-        """End a running batch; *picked* are the places that get an error of theirs."""
-        batch.life.running.remove(batch)
-        for place, call in enumerate(batch.calls):
-            if call.end is None:
-                self.finish(call, self._end_of(batch, way, place in picked, call))
+        """End a run, and its batch if that was the last one.
 
-    def _end_of(self, batch: Batch, way: Way, picked: bool, call: Call) -> End:
-        size = batch.size
-        ends: dict[Way, End] = {
-            "results": RESULT,
-            "raise": End("failures", Boom, ("all",)),
-            "none": End("failures", BadBatchOutput),
-            "short": End("failures", BadBatchOutputSize, (size, size - 1)),
-            "long": End("failures", BadBatchOutputSize, (size, size + 1)),
-            "some": End("failures", Boom, (call.number,)) if picked else RESULT,
-            "exit": End("failures", HandlerExit),
-        }
-        return ends[way]
+        Args:
+            picked: The places that get an error of their own, if any do.
+        """
+        batch.runs.end(way, picked, wanted=bool(batch.alive()))
+        if not batch.runs.over:
+            return
+        self.counts["reruns"] += batch.runs.count - 1
+        life = batch.life
+        (life.stuck if batch in life.stuck else life.running).remove(batch)
+        for call in batch.alive():
+            self.finish(call, batch.runs.ends[call])
+
+    def stick(self, batch: Batch) -> None:
+        """Give a running batch up, whose handler runs for too long."""
+        life = batch.life
+        life.running.remove(batch)
+        life.stuck.append(batch)
+        self.counts["stuck"] += 1
+        for call in batch.alive():
+            self.finish(call, STUCK)
+        if not self.places(life):  # so nobody will run what waits
+            for call in [call for one in life.waiting for call in one.alive()]:
+                self.finish(call, JAMMED)
 
     def fail_what_closes(self) -> None:
         """Fail what a broken executor is given."""

@@ -95,11 +95,13 @@ def test_a_handler_that_fails_for_everything_is_recognised(size: int) -> None:
     assert all(isinstance(answer, ValueError) for answer in answered.answers)
 
 
-def test_nobody_waits_so_nothing_runs_again() -> None:
-    """Once all callers are gone, the search ends."""
-    handler = Picky([3])
-    apart(handler, 8, lambda: len(handler.runs) < 3)
-    assert 3 == len(handler.runs)
+@pytest.mark.parametrize("most", range(1, 7))
+def test_nobody_waits_so_nothing_runs_again(most: int) -> None:
+    """Once all callers are gone, the search ends, wherever it is."""
+    for item in range(8):
+        handler = Picky([item])
+        apart(handler, 8, lambda: len(handler.runs) < most)
+        assert most >= len(handler.runs)
 
 
 def test_an_exit_is_not_tried_again() -> None:
@@ -112,9 +114,28 @@ def test_an_exit_is_not_tried_again() -> None:
         raise ValueError
 
     runs: list[list[int]] = []
-    with pytest.raises(HandlerExit):
-        apart(handler, 8)
+    assert isinstance(apart(handler, 8).exit, HandlerExit)
     assert 2 == len(runs)
+
+
+def test_runs_before_an_exit_are_counted(world: World) -> None:
+    """``reruns_total`` counts all runs beyond the first, however the last one ends."""
+
+    def handler(items: list[int]) -> list[int]:
+        runs.append(items)
+        raise SystemExit("three") if len(runs) == 3 else ValueError
+
+    runs: list[list[int]] = []
+    ub = UBatch(
+        4, 60.0, handler=handler, on_error="isolate", backend=world.backend,
+        linger="full",
+    )  # fmt: skip
+    with ub:
+        answers = ub.map(range(4), return_exceptions=True)
+        seen = ub.stats()
+    assert [HandlerExit] * 4 == [type(answer) for answer in answers]
+    assert all("three" in str(answer.__cause__) for answer in answers)
+    assert (4, 2) == (seen.failures_total, seen.reruns_total)
 
 
 EXECUTORS: list[Callable[[], Any]] = [

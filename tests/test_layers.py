@@ -32,7 +32,7 @@ LAYERS = {
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
     "wire": set(),
     "memory": {"wire"},
-    "channel": {"memory", "wire"},
+    "channel": {"memory", "process", "wire"},
     "arrays": set(),
     "parcel": {"arrays", "errors", "wire"},
     "spawn": {"backends.native", "channel", "process"},
@@ -45,7 +45,7 @@ LAYERS = {
     "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
     "remote": {
         *("address", "batch", "calling", "channel", "errors", "executors", "link"),
-        *("log", "options", "origin", "wire"),
+        *("log", "options", "origin", "process", "wire"),
     },
     "session": {
         *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),

@@ -44,5 +44,5 @@ def _apart() -> Iterator[None]:
 @pytest.mark.concurrency
 @pytest.mark.usefixtures("_apart")
 def test_every_call_ends_once_and_as_the_model_says(backend: str) -> None:
-    """Calls, kills, deadlines, forks, stops: all ends and counts are as foreseen."""
+    """Calls, kills, deadlines, bad calls, stuck handlers, forks, stops: as foreseen."""
     run_state_machine_as_test(lambda: Machine(backend), settings=SETTINGS)

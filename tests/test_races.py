@@ -7,7 +7,9 @@ without the line that the comment stands beside.
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import signal
 import sys
 import time
 from collections import Counter, deque
@@ -21,13 +23,17 @@ import gevent
 import pytest
 
 import ubatch
+from tests.apps import models
+from tests.children import FileGate
 from tests.fakes import Gate, Gated, NativeCaller, World
 from ubatch import (
     DeadlineExceeded,
     Future,
+    ProcessExecutor,
     Stopped,
     UBatch,
     UBatchError,
+    backends,
     registry,
     ubatch_decorator,
 )
@@ -36,6 +42,7 @@ from ubatch.backends.thread import ThreadAlarm, ThreadLatch
 from ubatch.batch import Batch, Job
 from ubatch.decorators import Batched
 from ubatch.endings import Endings
+from ubatch.keeper import Keeper
 from ubatch.life import close
 from ubatch.nesting import waiting_for
 
@@ -413,3 +420,81 @@ def test_race_replaced() -> None:
         assert ub in registry.alive()
         del ub
     assert again
+
+
+class Snatched(list[Any]):
+    """A list that has something done once it has been found not to be empty."""
+
+    act: Callable[[], object] | None = None
+
+    def __bool__(self) -> bool:
+        found = len(self) > 0
+        act, self.act = self.act, None
+        if act is not None and found:
+            act()
+        return found
+
+
+def test_race_snatched(threads: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends as a strand is about to claim it costs nobody a call."""
+    ub: UBatch[int, int] = UBatch(
+        8, 0.0, executor=ProcessExecutor(models.echo), backend="thread"
+    )
+    assert 1 == ub.start().ubatch(1)
+    collector: Any = ub._collector
+    executor = collector._executor
+    threads.until(lambda: executor._vacant)
+    vacant = Snatched(executor._vacant)
+    (model,) = vacant
+
+    def snatch() -> None:
+        os.kill(model.process.pid, signal.SIGKILL)
+        threads.until(lambda: not len(vacant))
+
+    vacant.act = snatch
+    monkeypatch.setattr(executor, "_vacant", vacant)
+    assert 2 == ub.ubatch(2)
+    assert vacant.act is None
+    ub.stop()
+
+
+class Alone:
+    """Who has one keeper, and notes that it has ended."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def over(self) -> bool:
+        return False
+
+    def ready(self, model: Any, seconds: float) -> None:
+        self.heard.append("ready")
+
+    def gone(self, model: Any) -> None:
+        self.heard.append("gone")
+
+    def failed(self, trouble: Exception) -> None:
+        self.heard.append(trouble)
+
+    def ended(self, keeper: Keeper, escaped: BaseException | None) -> None:
+        self.heard.append(escaped)
+
+
+def test_race_unborn(world: World, tmp_path: Path) -> None:
+    """A process that is started while its keeper retires need not be ready first."""
+    with FileGate(tmp_path / "gate") as gate:
+        record, crew = str(tmp_path / "record"), Alone()
+        spec = ProcessExecutor(partial(models.slow, record, gate.path, gate.path))
+        keeper = Keeper(crew, spec, "model", backends.load(world.backend)[0], None)
+
+        def work() -> None:
+            with before(Keeper._keep_one, "model = self._model", keeper.retire):
+                keeper.work()
+
+        worker = world.spawn(work)
+        worker.join()
+        ended = worker.ended
+        gate.open()
+        worker.result()
+    assert ended, "it was waited for until it was ready"
+    assert ["gone"] == crew.heard

@@ -182,6 +182,26 @@ def test_stop_does_not_wait_for_what_is_stuck(world: World) -> None:
 
 
 @pytest.mark.concurrency
+def test_a_handler_whose_callers_were_given_up_is_not_waited_for_either(
+    world: World,
+) -> None:
+    """One stop() loses patience; another, that has all the time, ends by the limit."""
+    ub, handler = sticky(world)
+    stuck = world.spawn(ub.ubatch, "stuck")
+    world.until(lambda: handler.batches)
+    ub.stop(0)
+    with pytest.raises(Stopped):
+        stuck.result()
+    try:
+        world.spawn(ub.stop).result()
+        seen = ub.stats()
+        assert (1, 1, 0) == (seen.stuck, seen.stuck_total, seen.expired_total)
+    finally:
+        handler.gate.open()
+    world.until(lambda: not ub.stats().stuck)
+
+
+@pytest.mark.concurrency
 def test_nothing_polls_for_the_end_of_what_is_stuck(
     hub: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from tests.ends import CANCELLED, Boom, Call, End, Way
 from tests.fakes import Caller, Gate, HubGate
-from tests.model import CANCELLED, Batch, Boom, Call, End, Life, Model, Way
+from tests.model import Batch, Life, Model
 from ubatch import Future
+from ubatch.nesting import running_batch
 
 
 class Item:
@@ -44,6 +46,7 @@ class Held:
         self.way: Way = "results"
         self.picked: set[int] = set()
         self.batch: Batch  # as soon as the model knows of it
+        self.real = running_batch.get()
         items = args[0] if args else kwargs["item"]
         self.numbers = [item.number for item in items]
         self.shape = "one" if args else "only"
@@ -54,7 +57,7 @@ class Held:
 
     def end(self) -> Any:
         if self.way == "raise":
-            raise Boom("all")
+            raise Boom(*self.numbers)
         if self.way == "exit":
             raise SystemExit("all")
         if self.way == "none":

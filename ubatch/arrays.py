@@ -37,6 +37,8 @@ def stack(items: list[Any]) -> list[Any] | Stacked:
     dtype, shape = first.dtype, first.shape
     if dtype.hasobject or first.nbytes > LARGEST:
         return items
+    if not shape and kind is numpy.ndarray:  # what a stack of them holds are numbers
+        return items
     for item in items:
         if type(item) is not kind or item.dtype != dtype or item.shape != shape:
             return items

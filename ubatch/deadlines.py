@@ -30,7 +30,7 @@ class Alarm(Protocol):
 
 
 class Deadlines:
-    """The deadlines of the batches that are not settled, and one alarm for them all.
+    """The deadlines of the batches that wait or run, and one alarm for them all.
 
     An alarm for each call would cost it a microsecond of the two that it takes.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from concurrent.futures import CancelledError
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Batch, Caller, Told
-from ubatch.errors import BackendError, DeadlineExceeded, Failure
+from ubatch.errors import BackendError, DeadlineExceeded, Failure, kind_of
 from ubatch.executors import Outcome
 from ubatch.future import Future
 from ubatch.log import tell
@@ -169,7 +170,8 @@ class Endings:
             self._count(batch, told)
         else:
             self._counters.ended(was_running=batch.running, results=len(told))
-        self._collector.deadlines.forget(batch)
+        if not batch.running or batch.limit == inf:  # or it may yet run too long
+            self._collector.deadlines.forget(batch)
         return self._finish(batch, told)
 
     def _give_up(self, batch: Batch) -> Ended:
@@ -233,7 +235,7 @@ class Endings:
         if first is None:
             return
         error, how = first.error, "failed"
-        if outcome.reruns:
+        if outcome.reruns and outcome.failure is None:
             how = (
                 f"failed; run again in parts, {outcome.reruns} times, only "
                 f"{len(outcome.failures)} did"
@@ -242,7 +244,7 @@ class Endings:
             logger,
             logging.ERROR,
             "%s: a batch of %d calls %s: %s",
-            *(self._name, batch.size, how, type(error).__name__),
+            *(self._name, batch.size, how, kind_of(error)),
             exc_info=(type(error), error, error.__traceback__),
         )
 

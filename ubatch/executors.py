@@ -381,9 +381,12 @@ def attempt(batch: Batch) -> Outcome:
 
 def outcome_of(answered: Answered, began: float) -> Outcome:
     """Return the outcome of a handler that began then, and has returned."""
-    answers, failures = failures_apart(answered.answers)
-    first = None if answered.first is None else Failure(answered.first)
     seconds = monotonic() - began
+    first = None if answered.first is None else Failure(answered.first)
+    if answered.exit is not None:
+        failure = Failure(answered.exit)
+        return Outcome(None, failure, seconds, (), answered.reruns, first)
+    answers, failures = failures_apart(answered.answers)
     return Outcome(answers, None, seconds, failures, answered.reruns, first)
 
 

@@ -37,7 +37,7 @@ class Forward:
         done = ask(Work(len(job.args), sorted(job.kwargs), apart, runs))
         first = done.first and Failure(Forwarded(done.first))
         if not done.runs:
-            return Outcome(None, first, done.seconds)
+            return Outcome(None, first, done.seconds, (), done.reruns)
         failures: list[Failure] = []
         answers: list[Any] = []
         for run, each in zip(runs, done.runs):

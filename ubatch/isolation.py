@@ -28,6 +28,8 @@ class Answered(NamedTuple):
     """How many times the handler was run again."""
     first: Exception | None
     """What the first run raised."""
+    exit: HandlerExit | None = None
+    """What ended a later run, and so the batch."""
 
 
 Wanted = Callable[[], bool]
@@ -61,19 +63,24 @@ def answer_apart(job: Job, wanted: Wanted) -> Answered:
     then get the error of the whole.
 
     Raises:
-        HandlerExit: A run ended with something that is not an Exception.
+        HandlerExit: The first run ended with something that is not an Exception.
         Exception: What the handler raised for a batch of one.
     """
     # A handler may empty its lists: it gets copies, as it may be run again.
     search = _Search(job, wanted)
+    ended: HandlerExit | None = None
     try:
         if not search.run(0, job.size):
             search.find(0, job.size)
+    except HandlerExit as error:
+        if search.runs == 1:
+            raise
+        ended = error
     finally:
         search.let_go()
     if job.size == 1 and search.first is not None:
         raise search.first
-    return Answered(search.answers, search.runs - 1, search.first)
+    return Answered(search.answers, search.runs - 1, search.first, ended)
 
 
 class _Search:
@@ -111,7 +118,7 @@ class _Search:
             middle = (start + stop) // 2
             if self.run(start, middle):
                 start = middle  # so the bad ones are in the other half
-                if stop - start == 1:
+                if stop - start == 1 and not self._in_vain():
                     self.run(start, stop)
                 continue
             self.find(start, middle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from errno import ECONNRESET
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -45,6 +46,9 @@ REAPED = 1.0
 
 class Lost(Exception):
     """A process was lost while it had a batch."""
+
+    unread = False
+    """It had not read all of that, so none of it was run."""
 
 
 class Model:
@@ -95,7 +99,7 @@ class Model:
             Lost: The process is gone.
             WireError: The batch is more than may be sent; the process is still there.
         """
-        channel, asked = self.process.channel, False
+        channel, asked, unread = self.process.channel, False, False
         try:
             channel.send(Kind.JOB, 0, *write_work(work))
             asked = True
@@ -107,18 +111,21 @@ class Model:
                 raise
             self.kill()
             raise Lost(f"the answer of the model process is {error}") from None
-        except OSError:
-            pass
+        except OSError as error:
+            # The kernel says so of a socket that was closed with something to read.
+            unread = not asked or error.errno == ECONNRESET
         except BaseException:  # the strand was killed, and the process is out of step
             self.kill()
             raise
         self.kill()  # it may have closed no more than its socket
         with suppress(OSError):  # we are a copy, in a fork
             self.process.wait(REAPED)
-        raise Lost(
+        lost = Lost(
             f"the model process {self.process.pid} {self.process.fate} while it had "
             "this call"
         )
+        lost.unread = unread
+        raise lost
 
 
 class Setup(Protocol):
@@ -179,7 +186,8 @@ class Keeper:
         self._setup = setup
         self._name = name  # the batcher's
         self._backend = backend
-        self._instead = instead  # of which one, whose process ends when this is ready
+        # Which one it takes the place of, whose process ends when this one's is ready.
+        self.instead = instead
         self._wake = backend.wake()
         self._model: Model | None = None
 
@@ -198,7 +206,7 @@ class Keeper:
             past = self._keep_one()
             if self._over():
                 return
-            if self._instead is not None:
+            if self.instead is not None:
                 message = "%s; the one that is there goes on"
                 tell(logger, logging.ERROR, message, past.trouble)
                 return
@@ -226,6 +234,8 @@ class Keeper:
         except OSError as error:
             return Past(0.0, self._lost(f"no model process can be started: {error}"))
         model = self._model = Model(process, self._backend)
+        if self.retired:
+            model.retire()
         try:
             return self._see_through(model)
         except OSError as error:  # we are a copy, in a fork
@@ -252,11 +262,9 @@ class Keeper:
         self._crew.ready(model, ready - began)
         message = "%s: model process %d is ready after %.2f s"
         tell(logger, logging.INFO, message, self._name, process.pid, ready - began)
-        if self._instead is not None:
-            self._instead.retire()
-            self._instead = None
-        if self.retired:
-            model.retire()
+        if self.instead is not None:
+            self.instead.retire()
+            self.instead = None
         process.wait()
         trouble = self._lost(f"the model process {process.pid} {process.fate}")
         return Past(monotonic() - ready, trouble)

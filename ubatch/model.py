@@ -55,11 +55,11 @@ def main() -> None:
         setup = channel.receive()
         if setup is not None:
             end_with_parent(signal.SIGKILL)  # even in a handler
-            if os.getppid() != setup.head["parent"]:  # it was gone before
-                return
-            handler = _begin(channel, setup)
+            here = os.getppid() == setup.head["parent"]  # or it was gone before
+            handler = _begin(channel, setup) if here else None
             while handler is not None and _answer(channel, handler):
                 pass
+    channel.close()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GOODBYE)  # whatever the handler's libraries do at exit
 
@@ -126,23 +126,25 @@ def _run(handler: Handler, work: Work) -> Done:
     sizes = [0 if error else len(run.places) for run, error in zip(work.runs, read)]
     job = Job(handler, sum(sizes), args, kwargs)
     began = monotonic()
+    answered = Answered([], 0, None)
+    failed: PackedError | None = None
     try:
-        answered = Answered([], 0, None)
         if job.size:
             answer = answer_apart if work.apart else answer_whole
             answered = Context().run(answer, job, always)
+            failed = pack_error(answered.exit) if answered.exit else None
     except Exception as error:
         failed = pack_error(error)
-        runs = [
-            _all(run, unread or failed, bool(unread))
-            for run, unread in zip(work.runs, read)
-        ]
-        return Done(monotonic() - began, 0, runs if any(read) else [], failed)
     seconds = monotonic() - began
+    if failed is not None:
+        runs = [
+            _all(run, bad or failed, bool(bad)) for run, bad in zip(work.runs, read)
+        ]
+        return Done(seconds, answered.reruns, runs if any(read) else [], failed)
     answers = iter(answered.answers)
     runs = [
-        _all(run, unread, True) if unread else _pack(list(islice(answers, size)))
-        for run, size, unread in zip(work.runs, sizes, read)
+        _all(run, bad, True) if bad else _pack(list(islice(answers, size)))
+        for run, size, bad in zip(work.runs, sizes, read)
     ]
     first = None if answered.first is None else pack_error(answered.first)
     return Done(seconds, answered.reruns, runs, first)

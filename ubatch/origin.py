@@ -113,7 +113,7 @@ class Found:
     def outcome(self, seconds: float, reruns: int, first: Failure | None) -> Outcome:
         """Return what became of the batch."""
         if self._whole is not None:
-            return Outcome(None, self._whole, seconds)
+            return Outcome(None, self._whole, seconds, (), reruns)
         return Outcome(self.answers, None, seconds, self._failures, reruns, first)
 
 

@@ -31,7 +31,7 @@ from ubatch.keeper import Keeper, Lost, Model
 from ubatch.options import Options, shown
 from ubatch.origin import Origin
 from ubatch.parcel import Done, Work
-from ubatch.wire import pack
+from ubatch.wire import WireError, pack
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend, Wake
@@ -194,9 +194,18 @@ class Processes:
         return sorted(model.process.pid for model in self._up)
 
     def claim(self, batch: Batch) -> None:
+        # Race (snatched): 1. a strand sees a vacant process; 2. that ends, or goes to
+        #       a batch whose own was lost; 3. the strand claims it, and there is none.
+        #       Then run() waits for the next one.
         with self._lock:
-            model = self._claimed[batch] = self._vacant.pop()
-            model.take()
+            self._claim(batch)
+
+    def _claim(self, batch: Batch) -> bool:
+        if not self._vacant:
+            return False
+        model = self._claimed[batch] = self._vacant.pop()
+        model.take()
+        return True
 
     def left(self, batch: Batch, call: int) -> None:
         pass
@@ -207,18 +216,21 @@ class Processes:
             model.kill()
 
     def run(self, batch: Batch) -> Outcome:
-        began = monotonic()
+        began, retry = monotonic(), self._spec.retry
+        lost: Exception | None = None
         try:
-            outcome = self._run(batch)
-            if isinstance(outcome, Lost) and self._spec.retry:
-                if self._claim_another(batch):
-                    outcome = self._run(batch)
-        except Exception as error:  # what came makes no sense
-            return Outcome(None, Failure(error), monotonic() - began)
-        if isinstance(outcome, Lost):
-            lost = WorkerLost(f"{self._of}: {outcome}; call again")
-            return Outcome(None, Failure(lost), monotonic() - began)
-        return outcome
+            while batch in self._claimed or self._claim_another(batch):
+                outcome = self._run(batch)
+                if isinstance(outcome, Outcome):
+                    return outcome
+                lost = WorkerLost(f"{self._of}: {outcome}; call again")
+                if not (outcome.unread or retry):
+                    break
+                retry = retry and outcome.unread
+        except WireError as error:  # more than may be sent
+            lost = BackendError(f"{self._of}: {error}; set a smaller max_size")
+        lost = lost or self.trouble or WorkerLost(f"{self._of}: no model process")
+        return Outcome(None, Failure(lost), monotonic() - began)
 
     def rest(self) -> None:
         pass
@@ -233,9 +245,12 @@ class Processes:
     def reload(self) -> None:
         """Replace each process, once another is ready; it ends its batch before."""
         with self._lock:
-            keepers = list(self._keepers)
+            keepers = [] if self._closed else list(self._keepers)
         for keeper in keepers:
-            self._hire(keeper)
+            if keeper.instead is not None:  # what it loads is out of date by now
+                keeper.retire()
+            elif not keeper.retired:
+                self._hire(keeper)
 
     def _run(self, batch: Batch) -> Outcome | Lost:
         """Run a batch in the process that it has claimed, and give that back."""
@@ -252,12 +267,11 @@ class Processes:
             self._give_back(batch, model)
 
     def _claim_another(self, batch: Batch) -> bool:
-        """Wait for a process that can run a batch instead of one that was lost."""
+        """Wait for a process for a batch that has none; False if none comes."""
         while batch.wanted() and not self.over():
             wake = self._backend.wake()
             with self._lock:
-                if self._vacant:
-                    self.claim(batch)
+                if self._claim(batch):
                     return True
                 if self.trouble is not None or self._closed:
                     return False
@@ -274,6 +288,7 @@ class Processes:
         model.let_go()
         for wake in awaited:
             wake.set()
+        self._changed(None)  # for a strand that has found all of them taken
 
     def _take_awaited(self) -> list[Wake]:
         awaited, self._awaited = self._awaited, []
@@ -322,7 +337,7 @@ class Processes:
             with self._lock:
                 self._keepers.discard(keeper)
             message = "cannot start a thread that keeps a model process"
-            self.failed(BackendError(f"{self._of}: {message}"))
+            self._changed(BackendError(f"{self._of}: {message}"))
 
     def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:

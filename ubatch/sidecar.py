@@ -1,7 +1,7 @@
 """How does a server keep a model server running beside its workers?
 
-By looking after it whenever its own loop comes round: there is no thread here, which the
-workers would be forked from, and no signal handler.
+By looking after it whenever its own loop comes round: there is no thread here, beside
+which workers would be forked, and no signal handler.
 """
 
 from __future__ import annotations

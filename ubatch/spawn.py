@@ -100,7 +100,10 @@ class Process:
         if self._status is None:
             return "has closed its socket"
         if self._status < 0:
-            return f"was killed by {signal.Signals(-self._status).name}"
+            number = -self._status
+            named = number in set(signal.Signals)  # those for real time are not
+            name = signal.Signals(number).name if named else f"signal {number}"
+            return f"was killed by {name}"
         return f"ended with exit code {self._status}"
 
     def close(self) -> None:

@@ -252,9 +252,10 @@ class Strands:
         return outcome
 
     def _observe(self, batch: Batch, outcome: Outcome) -> None:
-        """Note that a batch's answers are about to go out."""
+        """Note that a handler has returned, and its answers are about to go out."""
         collector = self._collector
         with self._lock:
+            collector.deadlines.forget(batch)
             now = monotonic()
             each_run = (now - batch.began) / (1 + outcome.reruns)
             if outcome.failure is None:  # what fails may fail at once
@@ -268,6 +269,7 @@ class Strands:
     def _put_down(self, hand: list[Batch]) -> None:
         """Forget the batch in a strand's hand: it is over."""
         for batch in hand:
+            self._collector.deadlines.forget(batch)
             self.running.discard(batch)
             if batch in self.stuck:
                 self.stuck.remove(batch)

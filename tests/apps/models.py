@@ -1,0 +1,234 @@
+"""What model processes are told to run: factories, which return handlers.
+
+A test knows what happened in another process by the record that its handler writes,
+and holds it there at a gate, a FIFO: each gets the path of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.apps.inside import Record
+from ubatch import UBatch, ubatch_decorator
+
+Handler = Callable[..., Any]
+
+
+def entries(path: str) -> list[tuple[int, Any]]:
+    """Return what was recorded, and by whom, in order."""
+    try:
+        with open(path) as record:
+            return [tuple(json.loads(line)) for line in record]
+    except FileNotFoundError:
+        return []
+
+
+def wait_at(gate: str) -> None:
+    """Wait until a gate is opened."""
+    os.close(os.open(gate, os.O_RDONLY))
+
+
+def echo() -> Handler:
+    """Answer each item with itself."""
+    return list
+
+
+def obey() -> Handler:
+    """Take each item for a function and its arguments; answer what it returns."""
+    return lambda items: [do(*args) for do, *args in items]
+
+
+def give() -> Handler:
+    """Take the first item for a function, which returns all answers."""
+    return lambda items: items[0][0](*items[0][1:])
+
+
+def gated(record: str, gate: str) -> Handler:
+    """Note each batch; hold one at the gate that has an item that begins so."""
+    noted = Record(record)
+
+    def handler(items: list[str]) -> list[str]:
+        noted.add(items)
+        if any(item.startswith("wait") for item in items):
+            wait_at(gate)
+        return [item.upper() for item in items]
+
+    return handler
+
+
+def holding_on(record: str, gate: str) -> Handler:
+    """Do as gated(), and have a child that keeps open what this process has open."""
+    if not os.fork():
+        wait_at(gate)
+        os._exit(0)
+    return gated(record, gate)
+
+
+def slow(record: str, gate: str, other: str) -> Handler:
+    """Be ready once the gate is open; then do as gated(), with another one."""
+    Record(record).add(["loads"])
+    wait_at(gate)
+    return gated(record, other)
+
+
+def broken(record: str, mended: str) -> Handler:
+    """Fail, until a file is there."""
+    Record(record).add(["fails"])
+    if not os.path.exists(mended):
+        raise LookupError("the weights are gone")
+    return list
+
+
+def dying(record: str, mended: str) -> Handler:
+    """End the process, until a file is there."""
+    Record(record).add(["dies"])
+    if not os.path.exists(mended):
+        os._exit(3)
+    return list
+
+
+def exiting() -> Handler:
+    """Exit like a program."""
+    sys.exit("no device")
+
+
+def uncallable() -> Any:
+    """Return what is no handler."""
+    return 42
+
+
+def isolated(record: str) -> Handler:
+    """Note each batch; fail those that have an item that is bad."""
+    noted = Record(record)
+
+    def handler(items: list[str]) -> list[str]:
+        noted.add(items)
+        if "bad" in items:
+            raise ValueError("bad")
+        return [item.upper() for item in items]
+
+    return handler
+
+
+def keywords() -> Handler:
+    """Answer with all arguments."""
+    return lambda rows, scale, mode: list(zip(rows, scale, mode))
+
+
+def busy(record: str) -> Handler:
+    """Keep the interpreter for as many seconds as each item says, in pure Python."""
+    noted = Record(record)
+
+    def handler(items: list[float]) -> list[float]:
+        noted.add(items)
+        until = time.perf_counter() + sum(items)
+        while time.perf_counter() < until:
+            pass
+        return items
+
+    return handler
+
+
+@ubatch_decorator(8, 0.0)
+def doubled(items: list[int]) -> list[int]:
+    """Double; for who calls it with a list."""
+    return [2 * item for item in items]
+
+
+def decorated() -> Handler:
+    """Return a function that is batched where it is written."""
+    return doubled
+
+
+class Factories:
+    """Where a factory is an attribute of something else."""
+
+    @staticmethod
+    def echo() -> Handler:
+        """Do as the function of that name."""
+        return list
+
+    class Callable:
+        """A factory that is no function."""
+
+        def __call__(self) -> Handler:
+            return list
+
+
+not_callable = UBatch
+
+
+# What items are, or tell obey() to do.
+
+
+def fail(error: BaseException) -> Any:
+    """Raise what it is given."""
+    raise error
+
+
+def fail_deeply(text: str) -> Any:
+    """Raise, in a frame whose name is to be seen."""
+
+    def far_below() -> Any:
+        raise KeyError(text)
+
+    return far_below()
+
+
+def give_lambda() -> Any:
+    """Return what cannot be pickled."""
+    return lambda: None
+
+
+def give_size(size: int) -> bytes:
+    """Return much."""
+    return bytes(size)
+
+
+def die(pid: int) -> Any:
+    """End the process, unless it is that one."""
+    if os.getpid() != pid:
+        os._exit(7)
+
+
+def _load_in(pid: int) -> OnlyIn:
+    if os.getpid() != pid:
+        raise ImportError("this class is not to be had here")
+    return OnlyIn()
+
+
+class OnlyIn:
+    """Can be loaded only in the process that made it."""
+
+    def __reduce__(self) -> Any:
+        return _load_in, (os.getpid(),)
+
+
+class TwoArguments(Exception):
+    """Cannot be loaded: its constructor wants other arguments than it keeps."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class Unprintable(Exception):
+    """Cannot be pickled, nor shown."""
+
+    def __init__(self) -> None:
+        self.hold = lambda: None
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+class WithNumber(Exception):
+    """Has an attribute that its text does not show."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number
