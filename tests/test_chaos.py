@@ -216,6 +216,7 @@ def test_a_worker_that_is_stuck_unnoticed_is_counted(found: int, missed: int) ->
 LOST = Losses({21: Loss(1.3, 17), 31: Loss(1.3, 30), 32: Loss(1.6, 30)}, {30: 1.6})
 KILLED = "the model process {} was killed by SIGKILL while it had this call; call again"
 SERVER = "tests.chaos.handler:server"
+NOBODY = "no model server answers at run/model.sock (refused); is it running?"
 HAD = "the model server is gone and had this call"
 
 
@@ -288,6 +289,21 @@ LOSSES = {
     "lost with a server that was there": (
         _lost("server", f"server: {HAD}", ended=1.59),
         _ran("server", 32),
+        "wrong",
+    ),
+    "alone for long": (
+        _lost("server", f"server: {NOBODY}", sent=4.0, ended=4.7),
+        _ran("server", 31, 32) + [replace(_ran("server", 33, names="c")[0], began=4.6)],
+        "alone",
+    ),
+    "alone though another ran": (
+        _lost("server", f"server: {NOBODY}", sent=4.0, ended=4.7),
+        [replace(_ran("server", 33, names="c")[0], began=4.0)],
+        "wrong",
+    ),
+    "alone too early": (
+        _lost("server", f"server: {NOBODY}", sent=3.0, ended=4.0),
+        [],
         "wrong",
     ),
     "lost though run again": (

@@ -26,6 +26,7 @@ COLUMNS = {
     "503": "refused with a reason: 503, too many wait or the worker ends",
     "stuck": "refused with a reason: 503, every worker is stuck",
     "gone": "refused with a reason: 503, lost with a model process or server",
+    "alone": "refused with a reason: 503, no model server for 3 s",
     "504": "refused with a reason: 504, its deadline has passed",
     "shed": "refused with a reason: 504, it can make its deadline no more",
     "overrun": "refused with a reason: 504, the handler ran past handler_timeout",
@@ -160,6 +161,8 @@ class Ledger:
             return "503" if request.message.startswith(request.batcher) else "wrong"
         began, ended = request.ended - waited, request.ended
         if kind == (503, "WorkerLost"):
+            if self._losses.left_alone(request, self.batches):
+                return "alone"
             known = self._losses.explain(request, began, self.batches)
             return "gone" if known else "wrong"
         if kind == (503, "BackendError") and says.startswith(STUCK):

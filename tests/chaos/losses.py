@@ -26,6 +26,10 @@ PROCESS_LOST = re.compile(
 )
 SERVER_LOST = "the model server is gone and had this call"
 
+ABSENT = "no model server answers at "
+PATIENCE = 3.0
+"""Seconds that there has to be none until one hears that."""
+
 NAMES = {"process": "process", "server": "tests.chaos.handler:server"}
 """What the batchers are called whose handlers run in model processes."""
 
@@ -74,6 +78,21 @@ class Losses(NamedTuple):
                 for server, at in self.servers.items()
             )
         return False
+
+    def left_alone(self, request: Request, batches: Batches) -> bool:
+        """Tell whether it was right to say that there is no model server.
+
+        One was killed, and nothing has run since in one that came after it.
+        """
+        if not request.message.startswith(f"server: {ABSENT}"):
+            return False
+        alone = request.ended - PATIENCE + LAG
+        return any(at < alone for at in self.servers.values()) and not any(
+            alone < run.began < request.ended - LAG
+            for batch in batches.all
+            if batch.batcher == request.batcher == "server"
+            for run in batch.runs
+        )
 
     def _lost_again(self, at: float, batch: Batch | None) -> bool:
         """Tell whether what is run again, once, was lost by then for another time."""

@@ -146,8 +146,7 @@ def _beside(
         for share in [ledger.share_right(name)]
         for good in [share > LEAST_RIGHT]
     ]
-    # One client is who asks for that.
-    clients = after.status.get("clients", 0) - 1
+    clients = after.status.get("clients", 0)
     alive = len(after.look.models)
     strays = before.look.strays + after.look.strays
     beyond, cut, unwanted = orphans
