@@ -25,6 +25,9 @@ process, of the model server; 300 MB that somebody else takes."""
 EVERY = 1.8
 """Seconds between two, on average; one that ends a worker waits until two are up."""
 
+SETTLED = 1.5
+"""Seconds for which both have been up by then; on a busy machine they start slowly."""
+
 ALIVE = 1.0
 """Seconds after its last pulse for which a worker is taken to be up."""
 
@@ -91,7 +94,7 @@ class Trouble:
             return self._lose(workers, planned.victim)
         if planned.kind == "unserve":
             return self._unserve()
-        if len(workers) != 2:
+        if len(workers) != 2 or not all(map(self._settled, workers)):
             return False
         one = workers[planned.victim % 2]
         victims = workers if planned.kind == "hup" else [one]
@@ -108,6 +111,10 @@ class Trouble:
             self.losses.models.update({pid: Loss(at, one) for pid in models})
             os.kill(one, signal.SIGKILL)
         return True
+
+    def _settled(self, worker: int) -> bool:
+        """Tell whether it has had time for those who waited at the door."""
+        return time.monotonic() - self._journal.pulses[worker][0]["at"] > SETTLED
 
     def _lose(self, workers: list[int], victim: int) -> bool:
         """Kill a model process; every other time one that has a batch."""
