@@ -151,6 +151,11 @@ class Command:
             )
 
     @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What the command has printed so far."""
         return self._log.read_text()

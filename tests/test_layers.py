@@ -99,7 +99,7 @@ LAYERS = {
     "sidecar": {"backends.native", "log", "spawn"},
     "gunicorn": {
         *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
-        *("sidecar", "ubatch"),
+        *("remote", "sidecar", "ubatch"),
     },
     "": {"decorators", "errors", "future", "processes", "remote", "stats", "ubatch"},
 }
