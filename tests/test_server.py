@@ -347,7 +347,7 @@ def test_a_client_that_is_gone_is_not_worked_for(tmp_path: Path) -> None:
 
 def frame(kind: Kind, head: object, *parts: bytes, note: Any = ((),)) -> bytes:
     """Return a frame number 1, whatever it says."""
-    return b"".join(encode(kind, 1, head, note, parts))
+    return b"".join(encode(kind, 1, head, parts, note))
 
 
 def calls(head: object, *parts: bytes) -> bytes:
@@ -578,9 +578,9 @@ from ubatch.wire import Kind, encode
 
 sock = socket(AF_UNIX, SOCK_STREAM)
 sock.connect(sys.argv[1])
-sock.send(b"".join(encode(Kind.HELLO, 0, {}, [[]])))
+sock.send(b"".join(encode(Kind.HELLO, 0, {})))
 sock.recv(1000)
-leave = b"".join(encode(Kind.LEAVE, 1, [1], [[]])) * 50_000
+leave = b"".join(encode(Kind.LEAVE, 1, [1])) * 50_000
 sent = 0
 while True:
     sock.sendall(leave)
