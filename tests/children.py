@@ -151,6 +151,11 @@ class Command:
             )
 
     @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What the command has printed so far."""
         return self._log.read_text()
@@ -298,7 +303,8 @@ class FileGate:
 
     def open(self) -> None:
         """Let everybody through, now and from now on."""
-        self._writer = os.open(self.path, os.O_RDWR)
+        if self._writer is None:
+            self._writer = os.open(self.path, os.O_RDWR)
 
     def __enter__(self) -> FileGate:
         return self

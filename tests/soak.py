@@ -1,10 +1,12 @@
 """Does anything grow while a batcher runs on and on?
 
-A child on gevent, then one on native threads, each for half of the minutes: callers
+A child on gevent, then one on native threads, with the handler in the child, in model
+processes of its own, and in a model server's, each for a sixth of the minutes: callers
 call, and of their calls 5 % fail and 5 % are given up by the caller; some spoil their
 batch, which is then run again in parts, and some hang for longer than a handler may.
-Now and then all pause, and what there is then is counted. The table tells what a line
-through these counts says of the growth; the exit code, whether that is within noise.
+Model processes are killed meanwhile. Now and then all pause, and what there is then is
+counted. The tables tell what a line through these counts says of the growth; the exit
+code, whether that is within noise.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from typing import Any, NamedTuple
 
 from tests.children import PATIENCE, ROOT, environment
 from tests.progress import progress
+from tests.soak_handler import LEAK
 from tests.tables import conditions, table
 
 KINDS = ("gevent", "thread")
+PLACES = {
+    "worker": "The handler in the child",
+    "process": "In two model processes of the child's",
+    "server": "In two of a model server's",
+}
 
 WARM_UP = 0.3
 """The share of the samples that is left out: pools and the allocator fill up."""
 
 MB = 1e6
-FLOORS = {
+HERE = {
     "rss": 2 * MB,
     "fds": 2.0,
     "threads": 2.0,
@@ -35,12 +43,21 @@ FLOORS = {
     "batches": 2.0,
     "futures": 2.0,
 }
-"""Growth over a run that is within noise, whatever the samples say.
+BESIDE = {"models": 0.5, "model_rss": 2 * MB, "model_fds": 2.0}
+SERVER = {"server_rss": 2 * MB, "server_fds": 2.0, "server_threads": 2.0}
+FLOORS = {
+    "worker": HERE,
+    "process": {**HERE, **BESIDE},
+    "server": {**HERE, **BESIDE, **SERVER},
+}
+"""Growth over a run that is within noise, whatever the samples say, by place.
 
 A line through a few samples of memory has a slope; one object more or less is one.
 """
 
-EVENTS = {"reruns": "runs of parts of a batch", "stuck": "workers stuck, replaced"}
+HAPPENS = {"reruns": "runs of parts of a batch", "stuck": "workers stuck, replaced"}
+KILLED = {"kills": "model processes killed"}
+EVENTS = {"worker": HAPPENS, "process": {**HAPPENS, **KILLED}, "server": KILLED}
 """What has to happen, or the run has shown nothing of it."""
 
 CALLS_PER_MINUTE = 100_000
@@ -76,6 +93,7 @@ class Run(NamedTuple):
     """All that was counted in one run."""
 
     kind: str
+    place: str
     seconds: float
     samples: list[dict[str, Any]]
 
@@ -90,31 +108,39 @@ class Run(NamedTuple):
 
     def faults(self) -> list[str]:
         """Return what is not as it must be."""
-        grown = {what: self.growth(what) for what in FLOORS}
+        floors = FLOORS[self.place]
+        grown = {what: self.growth(what) for what in floors}
         bad = [
-            f"{self.kind}: {what} grew: {grown[what]}"
-            for what, floor in FLOORS.items()
+            f"{what} grew: {grown[what]}"
+            for what, floor in floors.items()
             if not grown[what].within(floor)
         ]
-        bad += [f"{self.kind}: no {EVENTS[e]}" for e in EVENTS if not self.total(e)]
+        events = EVENTS[self.place].items()
+        bad += [f"no {title}" for event, title in events if not self.total(event)]
         if self.total("calls") < CALLS_PER_MINUTE * self.seconds / 60:
-            bad.append(f"{self.kind}: too few calls: {self.total('calls')}")
-        return bad
+            bad.append(f"too few calls: {self.total('calls')}")
+        return [f"{self.kind}, {self.place}: {fault}" for fault in bad]
 
 
 def main() -> int:
     """Run both kinds, print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for both kinds")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all of them")
     parser.add_argument("--leak", action="store_true", help="leak, to see it noticed")
+    parser.add_argument("--place", choices=PLACES, help="only there")
     options = parser.parse_args()
-    seconds = options.minutes * 60 / len(KINDS)
+    places = [options.place] if options.place else [*PLACES]
+    seconds = options.minutes * 60 / (len(KINDS) * len(places))
     runs = [
-        Run(kind, seconds, list(_samples(kind, seconds, options.leak)))
+        Run(kind, place, seconds, list(_samples(kind, place, seconds, options.leak)))
+        for place in places
         for kind in KINDS
     ]
     command = f"make soak MINUTES={options.minutes:g}"
-    print(f"{conditions(command, 'gevent')}\n\n{_table(runs)}")
+    print(conditions(command, "gevent"))
+    for place in places:
+        these = [run for run in runs if run.place == place]
+        print(f"\n{PLACES[place]}:\n\n{_table(these)}")
     bad = [fault for run in runs for fault in run.faults()]
     for fault in bad:
         print(fault, file=sys.stderr)
@@ -122,21 +148,26 @@ def main() -> int:
 
 
 def _table(runs: list[Run]) -> str:
+    events, floors = EVENTS[runs[0].place], FLOORS[runs[0].place]
     head = ["what", *(title for run in runs for title in (run.kind, "growth"))]
     rows = [["calls"]]
     for run in runs:
         rows[0] += [f"{run.total('calls'):,}", ""]
-    for end in ("failed", "cancelled", "expired"):
+    ends = ["failed", "cancelled", "expired"]
+    ends += ["lost"] if "kills" in events else []
+    for end in ends:
         rows.append([f"of them {end}"])
         for run in runs:
             rows[-1] += [f"{run.total(end) / run.total('calls'):.1%}", ""]
-    for what, title in EVENTS.items():
+    for what, title in events.items():
         rows.append([title])
         for run in runs:
             rows[-1] += [f"{run.total(what):,}", ""]
-    for what, floor in FLOORS.items():
-        unit, digits = (MB, 1) if what == "rss" else (1.0, 0)
-        rows.append(["RSS, MB" if what == "rss" else what])
+    for what, floor in floors.items():
+        memory = what.endswith("rss")
+        unit, digits = (MB, 1) if memory else (1.0, 0)
+        title = what.replace("rss", "RSS, MB").replace("_", " ")
+        rows.append([title])
         for run in runs:
             found = run.growth(what)
             first, last = found.first / unit, found.last / unit
@@ -151,13 +182,15 @@ def _table(runs: list[Run]) -> str:
     )
 
 
-def _samples(kind: str, seconds: float, leak: bool) -> Iterator[dict[str, Any]]:
+def _samples(
+    kind: str, place: str, seconds: float, leak: bool
+) -> Iterator[dict[str, Any]]:
     """Run a child; return what it counts."""
-    tell = progress(f"soak, {kind}", seconds)
+    tell = progress(f"soak, {kind}, {place}", seconds)
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.soak_child", kind, f"{seconds}", f"{int(leak)}"],
+        [sys.executable, "-m", "tests.soak_child", kind, place, f"{seconds}"],
         cwd=ROOT,
-        env=environment(),
+        env=environment(**({LEAK: "1"} if leak else {})),
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
@@ -171,7 +204,7 @@ def _samples(kind: str, seconds: float, leak: bool) -> Iterator[dict[str, Any]]:
         finally:
             child.kill()
     if child.returncode:
-        sys.exit(f"{kind}: the child ended with {child.returncode}")
+        sys.exit(f"{kind}, {place}: the child ended with {child.returncode}")
 
 
 if __name__ == "__main__":

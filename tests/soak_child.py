@@ -1,6 +1,6 @@
 """Callers of one kind, who call for a while and pause to be counted.
 
-``python -m tests.soak_child KIND SECONDS LEAK`` prints a line of JSON at each pause:
+``python -m tests.soak_child KIND PLACE SECONDS`` prints a line of JSON at each pause:
 what was called so far, and what there is while nobody calls.
 """
 
@@ -22,7 +22,9 @@ import gevent.event
 import psutil
 
 from tests.chaos.plan import one_of
-from ubatch import BackendError, DeadlineExceeded, Future, UBatch
+from tests.soak_handler import BRIEF, Failed
+from tests.soak_places import WORKERS, Batcher, Place, place
+from ubatch import BackendError, DeadlineExceeded, Future, WorkerLost
 from ubatch.backends import BackendName
 from ubatch.batch import Batch
 
@@ -40,20 +42,13 @@ SHARES = {
 }
 """What callers do, of all calls; the rest is plain."""
 
-BRIEF = 0.0005
-"""Seconds that an impatient caller waits: as long as a batch takes."""
-
-LIMIT, HANG = 0.2, 0.3
-"""The handler's limit in seconds, and how long it hangs when it does."""
-
 SLOWEST, QUICKEST = 3.0, 0.25
 """Seconds between two pauses, in a long run and in a short one."""
 
+KILL_EVERY = 12.0
+"""Seconds between two kills of a model process; in a short run, a third of it."""
+
 PATIENCE = 60.0
-
-
-class Failed(Exception):
-    """What a call that fails gets, and nobody else."""
 
 
 GIVEN_UP = (DeadlineExceeded, BackendError)
@@ -63,22 +58,18 @@ GIVEN_UP = (DeadlineExceeded, BackendError)
 class Soak:
     """A batcher and its callers."""
 
-    def __init__(self, kind: BackendName, leak: bool) -> None:
+    def __init__(self, kind: BackendName, where: Place) -> None:
         self._kind = kind
-        self.batcher: UBatch[str, str | Failed] = UBatch(
-            *(32, 0.005),
-            handler=self._handle,
-            workers=2,
-            on_error="isolate",
-            handler_timeout=LIMIT,
-            backend=kind,
-            name="soak",
-        ).start()
+        self._where = where
+        self.batcher = where.soaked(kind)
+        self.kills = 0
+        self.lost = 0
         self.resting: set[int] = set()
         self.go = threading.Event() if kind == "thread" else gevent.event.Event()
         self.ended = False
         self.called_back = 0
-        self._leaked: list[str] | None = [] if leak else None
+        rarely = {kind: SHARES[kind] * where.slower for kind in ("hang", "life")}
+        self._shares = {**SHARES, **rarely}
         quit_early = [self._cancel, self._cancel, self._stop_waiting]
         if kind == "gevent":
             quit_early += [self._kill, self._time_out]
@@ -105,7 +96,7 @@ class Soak:
             self._call(random)
 
     def _call(self, random: Random) -> None:
-        kind = one_of(random, SHARES) or "plain"
+        kind = one_of(random, self._shares) or "plain"
         item = f"{kind} {random.random()} ".ljust(100, "x")
         way = self._ways.get(kind, self.batcher.ubatch)
         if kind == "cancel":
@@ -116,20 +107,9 @@ class Soak:
             assert kind in ("fail", "spoil"), item
             return
         except GIVEN_UP as error:
-            _check_given_up(error)
+            self._check_given_up(error)
             return
         assert answer in (None, item.upper()), (item, answer)
-
-    def _handle(self, items: list[str]) -> list[str | Failed]:
-        if self._leaked is not None:
-            self._leaked += [5 * item for item in items]
-        hangs = any(item.startswith("hang") for item in items)
-        time.sleep(HANG if hangs else BRIEF)
-        if any(item.startswith("spoil") for item in items):
-            raise Failed("the batch")
-        return [
-            Failed(item) if item.startswith("fail") else item.upper() for item in items
-        ]
 
     def _cancel(self, item: str) -> None:
         future = self.batcher.submit(item)
@@ -165,9 +145,7 @@ class Soak:
 
     def _in_a_life_of_its_own(self, item: str) -> Any:
         """Have a new batcher answer, and stop or forget it."""
-        batcher: UBatch[str, str | Failed] = UBatch(
-            4, 0.0, handler=self._handle, backend=self._kind, name="brief"
-        ).start()
+        batcher = self._where.brief(self._kind)
         answer = batcher.ubatch(item)
         if hash(item) % 2:
             batcher.stop()
@@ -178,7 +156,7 @@ class Soak:
         answers = self.batcher.map(items, return_exceptions=True)
         for asked, answer in zip(items, answers):
             if isinstance(answer, Exception):
-                _check_given_up(answer)
+                self._check_given_up(answer)
             else:
                 assert answer == asked.upper(), (asked, answer)
 
@@ -190,18 +168,25 @@ class Soak:
         future.add_done_callback(called_back)
         return future.result()
 
+    def kill(self) -> None:
+        """Kill a model process, if there are any."""
+        self.kills += 1  # before that: somebody may hear of it at once
+        self.kills -= not self._where.kill()
 
-def _check_given_up(error: Exception) -> None:
-    assert isinstance(error, GIVEN_UP), error
-    if isinstance(error, BackendError):
-        assert "is stuck in the handler" in str(error), error
+    def _check_given_up(self, error: Exception) -> None:
+        assert isinstance(error, GIVEN_UP), error
+        if isinstance(error, WorkerLost):
+            self.lost += 1
+            assert self.kills and "had this call" in str(error), error
+        elif isinstance(error, BackendError):
+            assert "is stuck in the handler" in str(error), error
 
 
-def run(kind: BackendName, seconds: float, leak: bool) -> None:
+def run(kind: BackendName, where: Place, seconds: float) -> None:
     """Let the callers call for so many seconds, and count in the pauses."""
     logging.getLogger("ubatch").addHandler(logging.NullHandler())
     logging.getLogger("ubatch").propagate = False
-    soak = Soak(kind, leak)
+    soak = Soak(kind, where)
     sleep = time.sleep if kind == "thread" else gevent.sleep
     _use_all_workers(soak.batcher, sleep)
     callers: list[Any] = []
@@ -212,13 +197,19 @@ def run(kind: BackendName, seconds: float, leak: bool) -> None:
             callers.append(gevent.Greenlet(soak.call_on, number))
         callers[-1].daemon = True
         callers[-1].start()
+    period = min(max(seconds / 100, QUICKEST), SLOWEST)
     began = time.monotonic()
+    next_kill = kill_every = min(KILL_EVERY, seconds / 3)
     while (at := time.monotonic() - began) < seconds:
         soak.go.set()
-        sleep(min(max(seconds / 100, QUICKEST), SLOWEST))
+        sleep(period / 2)
+        if at > next_kill:
+            soak.kill()
+            next_kill = at + kill_every
+        sleep(period / 2)
         soak.go.clear()
-        _wait_for_rest(soak, sleep)
-        print(json.dumps(_count(soak, at)), flush=True)
+        _wait_for_rest(soak, where, sleep)
+        print(json.dumps({**_count(soak, at), **where.count()}), flush=True)
     soak.ended = True
     soak.go.set()
     for caller in callers:
@@ -226,12 +217,10 @@ def run(kind: BackendName, seconds: float, leak: bool) -> None:
     soak.batcher.stop(PATIENCE)
 
 
-def _use_all_workers(
-    batcher: UBatch[str, str | Failed], sleep: Callable[[float], object]
-) -> None:
+def _use_all_workers(batcher: Batcher, sleep: Callable[[float], object]) -> None:
     """Have both workers hang, and those that replace them: all their threads are."""
     hanging: list[Future[Any]] = []
-    for number in range(4):
+    for number in range(2 * WORKERS):
         hanging.append(batcher.submit(f"hang {number}"))
         while batcher.stats().pending:
             sleep(0.005)
@@ -239,7 +228,7 @@ def _use_all_workers(
         assert isinstance(future.exception(), GIVEN_UP)
 
 
-def _wait_for_rest(soak: Soak, sleep: Callable[[float], object]) -> None:
+def _wait_for_rest(soak: Soak, where: Place, sleep: Callable[[float], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         seen = soak.batcher.stats()
@@ -252,6 +241,9 @@ def _wait_for_rest(soak: Soak, sleep: Callable[[float], object]) -> None:
         sleep(0.005)
     gc.collect()
     sleep(0.05)  # for what is on its way: a callback, the end of a greenlet or a thread
+    while not where.ready():
+        assert time.monotonic() < deadline, f"not as there should be: {where.count()}"
+        sleep(0.05)
 
 
 def _count(soak: Soak, at: float) -> dict[str, float]:
@@ -265,6 +257,8 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
         "expired": seen.expired_total,
         "reruns": seen.reruns_total,
         "stuck": seen.stuck_total,
+        "kills": soak.kills,
+        "lost": soak.lost,
         "rss": process.memory_info().rss,
         "fds": process.num_fds(),
         "threads": process.num_threads(),
@@ -277,5 +271,6 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    _, _kind, _seconds, _leak = sys.argv
-    run(cast(BackendName, _kind), float(_seconds), _leak == "1")
+    _, _kind, _place, _seconds = sys.argv
+    with place(_place) as _where:
+        run(cast(BackendName, _kind), _where, float(_seconds))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.chaos.client import Request
 from tests.chaos.journal import Begun, Run
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import bursts
+from tests.chaos.losses import WITHIN, Loss, Losses, Orphans, orphans
 from tests.chaos.plan import BATCHERS, DEADLINE, GRACE, HANG, answer_to
 from tests.children import PATIENCE, ROOT, environment, once
 from tests.soak import line_through
@@ -87,7 +89,8 @@ FAILED = replace(ASKED, end="answered", status=500, error="Poisoned", of="b", en
 REFUSED = replace(ASKED, end="answered", status=504, error="DeadlineExceeded")
 LAST = BEGUN + DEADLINE
 PASSED = replace(
-    REFUSED, message="shared: no result within the call's deadline of 1 seconds"
+    REFUSED,
+    message="shared: no result within the call's deadline of 1 seconds",
 )
 AHEAD = replace(
     REFUSED,
@@ -122,8 +125,9 @@ JUDGED = {
         replace(FAILED, fault="own", error="Refused", of="a"),
         "own",
     ),
-    "refused in time": (replace(PASSED, ended=LAST + 0.01), "504"),
-    "refused too early": (replace(PASSED, ended=LAST - 0.01), "wrong"),
+    "refused in time": (replace(PASSED, name="e", ended=LAST + 0.01), "504"),
+    "refused though it was answered": (replace(PASSED, ended=LAST + 0.01), "wrong"),
+    "refused too early": (replace(PASSED, name="e", ended=LAST - 0.01), "wrong"),
     "given up ahead": (replace(AHEAD, ended=LAST - 0.09), "shed"),
     "given up earlier than it says": (replace(AHEAD, ended=LAST - 0.2), "wrong"),
     "given up ahead while it ran": (replace(AHEAD, name="a", ended=LAST), "wrong"),
@@ -204,6 +208,213 @@ def test_a_worker_that_is_stuck_unnoticed_is_counted(found: int, missed: int) ->
     batches = Batches(runs, {})
 
     assert ((1, missed), 1) == (batches.hung(pulses), batches.replaced())
+
+
+# What it says of one whose handler was in a model process: 21 is one of worker 17's,
+# killed at 1.3, as was 31, of server 30; that is killed itself at 1.6.
+
+LOST = Losses({21: Loss(1.3, 17), 31: Loss(1.3, 30), 32: Loss(1.6, 30)}, {30: 1.6})
+KILLED = "the model process {} was killed by SIGKILL while it had this call; call again"
+SERVER = "tests.chaos.handler:server"
+NOBODY = "no model server answers at run/model.sock (refused); is it running?"
+HAD = "the model server is gone and had this call"
+
+
+def _lost(batcher: str, message: str, **more: Any) -> Request:
+    lost = replace(REFUSED, batcher=batcher, status=503, error="WorkerLost", pid=17)
+    return replace(lost, **{"message": message, "ended": 1.35, **more})
+
+
+def _ran(batcher: str, *pids: int, names: str = "ab") -> list[Run]:
+    parent = 30 if batcher == "server" else 17
+    return [Run(pid, batcher, [*names], BEGUN, parent=parent) for pid in pids]
+
+
+LOSSES = {
+    "lost with its process": (
+        _lost("process", f"process: {KILLED.format(21)}"),
+        _ran("process", 21),
+        "gone",
+    ),
+    "lost with it before the handler ran": (
+        _lost("process", f"process: {KILLED.format(21)}"),
+        [],
+        "gone",
+    ),
+    "lost with one that it was not in": (
+        _lost("process", f"process: {KILLED.format(21)}"),
+        _ran("process", 22),
+        "wrong",
+    ),
+    "lost with one that nobody killed": (
+        _lost("process", f"process: {KILLED.format(22)}"),
+        _ran("process", 22),
+        "wrong",
+    ),
+    "lost with another worker's": (
+        _lost("process", f"process: {KILLED.format(21)}", pid=18),
+        [],
+        "wrong",
+    ),
+    "lost with one before that was killed": (
+        _lost("process", f"process: {KILLED.format(21)}", ended=1.29),
+        _ran("process", 21),
+        "wrong",
+    ),
+    "told of it late": (
+        _lost("process", f"process: {KILLED.format(21)}", ended=1.3 + WITHIN + 0.01),
+        _ran("process", 21),
+        "wrong",
+    ),
+    "come after that": (
+        _lost("process", f"process: {KILLED.format(21)}", began=1.4, ended=1.5),
+        [],
+        "wrong",
+    ),
+    "not in it at all": (
+        _lost("process", "process: the model process 21 was killed by SIGKILL"),
+        [],
+        "wrong",
+    ),
+    "lost in the worker itself": (
+        _lost("pool", f"pool: {KILLED.format(21)}"),
+        [],
+        "wrong",
+    ),
+    "lost with the server": (
+        _lost("server", f"server: {HAD}", ended=1.7),
+        _ran("server", 32),
+        "gone",
+    ),
+    "lost with a server that was there": (
+        _lost("server", f"server: {HAD}", ended=1.59),
+        _ran("server", 32),
+        "wrong",
+    ),
+    "alone for long": (
+        _lost("server", f"server: {NOBODY}", sent=4.0, ended=4.7),
+        _ran("server", 31, 32) + [replace(_ran("server", 33, names="c")[0], began=4.6)],
+        "alone",
+    ),
+    "alone though another ran": (
+        _lost("server", f"server: {NOBODY}", sent=4.0, ended=4.7),
+        [replace(_ran("server", 33, names="c")[0], began=4.0)],
+        "wrong",
+    ),
+    "alone too early": (
+        _lost("server", f"server: {NOBODY}", sent=3.0, ended=4.0),
+        [],
+        "wrong",
+    ),
+    "lost though run again": (
+        _lost("server", f"{SERVER}: {KILLED.format(31)}"),
+        _ran("server", 31),
+        "wrong",
+    ),
+    "lost twice": (
+        _lost("server", f"{SERVER}: {KILLED.format(32)}", ended=1.7),
+        _ran("server", 31, 32),
+        "gone",
+    ),
+    "stuck in a model process": (
+        _lost("process", f"process: {STUCK.message[8:]}", error="BackendError"),
+        _ran("process", 21),
+        "wrong",
+    ),
+    "refused by a server that ends": (
+        _lost("server", f"{SERVER}: stopped; start() it again", error="Stopped"),
+        [],
+        "wrong",
+    ),
+    "in time for what the server had left": (
+        replace(
+            PASSED,
+            batcher="server",
+            message=f"{SERVER}: no result within the call's deadline of 0.9 seconds",
+            ended=LAST + 0.01,
+        ),
+        [],
+        "504",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_only_a_kill_excuses_what_is_lost_with_a_model(what: str) -> None:
+    """WorkerLost is for what was there, in time, and not where it is to run again."""
+    request, runs, column = LOSSES[what]
+    requests = [request, *OTHERS.values()]
+
+    ledger = Ledger(requests, {"a": TAKEN_UP["a"]}, {}, runs, LOST)
+
+    assert column == ledger.columns["a"]
+
+
+def test_a_deadline_is_no_excuse_for_an_answer_that_was_there() -> None:
+    """Who hears of the deadline, long after the handler had answered, was forgotten."""
+    late = replace(PASSED, ended=LAST + 0.01)
+
+    columns = [
+        Ledger([late, *OTHERS.values()], TAKEN_UP, {}, [replace(RUN, ended=at)]).columns
+        for at in (BEGUN + 0.01, LAST - 0.01)
+    ]
+
+    assert ["wrong", "504"] == [each["a"] for each in columns]
+
+
+@pytest.mark.parametrize(
+    "batcher, pids, often",
+    [
+        ("server", [31], 0),
+        ("server", [31, 33], 0),
+        ("server", [33, 34], 1),  # the first was not lost
+        ("server", [31, 32, 33], 1),
+        ("process", [21, 22], 1),  # it is not to be run again
+    ],
+)
+def test_what_was_lost_is_run_again_once(
+    batcher: str, pids: list[int], often: int
+) -> None:
+    """And only where that is promised, and where a process was lost."""
+    requests = {"a": ASKED, "b": replace(ASKED, name="b")}
+
+    batches = Batches(_ran(batcher, *pids), requests)
+
+    assert often == batches.run_too_often(LOST.models)
+
+
+ORPHANS: dict[str, tuple[Run, Orphans]] = {
+    "answered": (Run(22, "process", ["a"], 1.2, 1.3, 17), Orphans(0, 0, 0)),
+    "lost": (Run(21, "process", ["a"], 1.2, parent=17), Orphans(0, 0, 0)),
+    "cut short": (Run(22, "process", ["a"], 1.2, parent=17), Orphans(0, 1, 0)),
+    "killed as it hangs": (
+        Run(22, "process", ["h"], 1.2, parent=17),
+        Orphans(0, 0, 0),
+    ),
+    "hung": (Run(22, "process", ["h"], 1.2, 1.2 + HANG, 17), Orphans(1, 0, 0)),
+    "of a server that was gone": (
+        Run(33, "server", ["b"], 2.2, 2.3, 30),
+        Orphans(0, 0, 1),
+    ),
+    "for a worker that was gone": (
+        Run(33, "server", ["c"], 2.2, 2.3, 35),
+        Orphans(0, 0, 1),
+    ),
+    "in a worker": (Run(17, "shared", ["h"], 1.2), Orphans(0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("what", ORPHANS)
+def test_runs_that_nobody_wants_are_counted(what: str) -> None:
+    """A process is killed if it hangs and if nobody is left, and not otherwise."""
+    run, expected = ORPHANS[what]
+    requests = {name: replace(ASKED, name=name) for name in "abc"}
+    requests["h"] = replace(ASKED, name="h", fault="hang")
+    begun = {"a": Begun(17, 1.1), "b": Begun(17, 1.1), "c": Begun(19, 1.1)}
+
+    counted = orphans(Batches([run], requests), LOST, {19: 1.5}, begun)
+
+    assert expected == counted
 
 
 def test_only_the_worker_that_was_killed_excuses_a_loss() -> None:

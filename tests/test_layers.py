@@ -45,7 +45,7 @@ LAYERS = {
     "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
     "remote": {
         *("address", "batch", "calling", "channel", "errors", "executors", "link"),
-        *("log", "options", "origin", "wire"),
+        *("log", "options", "origin", "process", "wire"),
     },
     "session": {
         *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),
@@ -99,7 +99,7 @@ LAYERS = {
     "sidecar": {"backends.native", "log", "spawn"},
     "gunicorn": {
         *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
-        *("sidecar", "ubatch"),
+        *("remote", "sidecar", "ubatch"),
     },
     "": {"decorators", "errors", "future", "processes", "remote", "stats", "ubatch"},
 }

@@ -895,7 +895,7 @@ def test_what_is_too_large_for_the_wire_is_refused(site: Site) -> None:
     ub = site.batcher(obey, 3, 60.0, linger="full")
     together(ub, [call(models.limit_frames, 100_000)] * 3)
     for model in executor_of(ub)._up:
-        model.process.channel.largest = 100_000
+        model.process.channel.largest_sent = 100_000
     do = [call(len, b"1"), call(len, bytes(200_000)), call(len, b"22")]
     first, second, third = together(ub, do)
     assert [1, 2] == [first, third]

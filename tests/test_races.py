@@ -25,7 +25,8 @@ import pytest
 import ubatch
 from tests.apps import models
 from tests.children import FileGate
-from tests.fakes import Gate, Gated, NativeCaller, World
+from tests.fakes import PATIENCE, Gate, Gated, NativeCaller, World
+from tests.serving import Scripted, answer_all, answer_some, greet, received
 from ubatch import (
     DeadlineExceeded,
     Future,
@@ -40,11 +41,15 @@ from ubatch import (
 from ubatch.backends.inbox import Inbox
 from ubatch.backends.thread import ThreadAlarm, ThreadLatch
 from ubatch.batch import Batch, Job
+from ubatch.channel import Channel
 from ubatch.decorators import Batched
 from ubatch.endings import Endings
 from ubatch.keeper import Keeper
 from ubatch.life import close
+from ubatch.link import Link
 from ubatch.nesting import waiting_for
+from ubatch.origin import Found
+from ubatch.remote import Remote
 
 SOURCES = Path(ubatch.__file__).parent
 
@@ -498,3 +503,89 @@ def test_race_unborn(world: World, tmp_path: Path) -> None:
         worker.result()
     assert ended, "it was waited for until it was ready"
     assert ["gone"] == crew.heard
+
+
+def test_race_late_ask(world: World, tmp_path: Path) -> None:
+    """An ask that is put under way while the link ends is asked of the next server."""
+    ends = Gate()
+
+    def script(channel: Channel) -> None:
+        greet(channel)
+        if server.clients == 1:
+            answer_all(channel, received(channel))
+            ends.wait()
+            return
+        answer_all(channel, received(channel))
+        channel.receive(PATIENCE)
+
+    with Scripted(tmp_path, script) as server, UBatch.connect(
+        server.address, backend=world.backend
+    ) as ub:
+        assert "first" == ub.ubatch("first")
+        (link,) = remote_of(ub)._links
+
+        def end() -> None:
+            ends.open()
+            world.until(lambda: not link.alive)
+
+        send = Remote._send
+        remote = remote_of(ub)
+        acted: list[bool] = []
+
+        def in_between(*args: Any) -> None:
+            if acted:
+                send(remote, *args)
+                return
+            acted.append(True)
+            with before(Link.ask, "self._under_way[asked.number] = asked", end):
+                send(remote, *args)
+
+        remote._send = in_between  # type: ignore[method-assign]
+        assert "second" == ub.with_options(deadline=PATIENCE).ubatch("second")
+        assert 2 == server.clients
+
+
+def test_race_half_told(threads: World, tmp_path: Path) -> None:
+    """The strand does not go on while the answer of a call is still put down."""
+    left = Gate()
+    answered = Gate()
+
+    def script(channel: Channel) -> None:
+        greet(channel)
+        asked = received(channel)
+        answer_some(channel, asked, [0])
+        channel.receive(PATIENCE)
+
+    with Scripted(tmp_path, script) as server, UBatch.connect(
+        server.address, backend="thread"
+    ) as ub:
+        add = Found.add
+
+        def slowly(self: Found, *args: Any) -> None:
+            answered.open()
+            left.wait()
+            add(self, *args)
+
+        Found.add = slowly  # type: ignore[method-assign]
+        try:
+            collector = ub._here()
+            with collector.lock:  # so that they share a batch
+                stays = collector.submit(("a",), {}, None)
+                leaves = collector.submit(("b",), {}, None)
+            answered.wait()
+            batch = leaves._batch
+            assert batch is stays._batch
+            with collector.lock:
+                batch.gone.add(leaves)
+            collector.endings.leave(batch, leaves)
+            assert not stays.done()
+            left.open()
+            assert "a" == stays.result(timeout=PATIENCE)
+        finally:
+            Found.add = add  # type: ignore[method-assign]
+
+
+def remote_of(ub: UBatch[Any, Any]) -> Remote:
+    remote = ub._here()._executor
+    assert isinstance(remote, Remote)
+    return remote

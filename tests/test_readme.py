@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import textwrap
 from configparser import ConfigParser
 from http.client import HTTPConnection
@@ -97,8 +98,6 @@ def test_the_first_snippet_is_an_application(tmp_path: Path) -> None:
     three += ",0,0,0,1,12,12,1,0,0,0,0,0,1,10,8,0,0,0,8,4,5,14,9,0,0,0,7,13,13,9,0,0"
 
     def command(listener: int) -> list[str]:
-        import sys
-
         program = [sys.executable, "-m", "gunicorn", "-k", "gevent", "app:app"]
         options = ["-b", f"fd://{listener}", "-c", f"{ROOT}/tests/apps/conf.py"]
         return [*program, "--chdir", str(tmp_path), *options]
@@ -111,6 +110,50 @@ def test_the_first_snippet_is_an_application(tmp_path: Path) -> None:
         answer = json.loads(connection.getresponse().read())
         connection.close()
     assert {"prediction": 3} == answer
+
+
+def snippet(of: str) -> str:
+    """Return the one Python block that holds a text."""
+    (found,) = [each for each in SNIPPETS if of in each]
+    return found
+
+
+def both_readers(own: str, shared: str) -> list[list[int]]:
+    from sklearn.datasets import load_digits
+
+    rows = list(load_digits().data[:20])
+    read = []
+    for code in (own, shared):
+        shown: dict[str, Any] = {}
+        exec(f"from ubatch import UBatch\n{code}", shown)
+        with shown["reader"] as reader:
+            read.append([int(digit) for digit in reader.map(rows)])
+    return read
+
+
+@pytest.mark.server
+def test_the_model_of_the_readme_reads_digits(tmp_path: Path) -> None:
+    """In a process of its own, and in the server that gunicorn.conf.py starts."""
+    from sklearn.datasets import load_digits
+
+    (tmp_path / "reader.py").write_text(snippet("def make("))
+    ready = "\n\ndef app(environ, start):\n    start('200 OK', [])\n    return [b'']\n"
+    (tmp_path / "app.py").write_text(ready)
+    conf = f"control_socket_disable = True\n{snippet('on_starting')}"
+    (tmp_path / "gunicorn.conf.py").write_text(conf)
+
+    def command(listener: int) -> list[str]:
+        program = [sys.executable, "-m", "gunicorn", "-b", f"fd://{listener}"]
+        where = ["--chdir", str(tmp_path), "-c", str(tmp_path / "gunicorn.conf.py")]
+        return [*program, *where, "app:app"]
+
+    with Server(command, tmp_path / "log"):
+        own, shared = snippet("ProcessExecutor("), snippet("UBatch.connect(")
+        path = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        shared = shared.replace("unix:run", f"unix:{tmp_path}/run")
+        read = run(both_readers, own, shared, env=path)
+    digits = load_digits().target[:20].tolist()
+    assert [digits, digits] == read
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -86,6 +86,14 @@ def test_all_workers_have_one_model(tmp_path: Path) -> None:
         assert status["calls_total"] == len(answers)
 
 
+def test_nobody_is_warned_of_batches_that_the_server_makes(tmp_path: Path) -> None:
+    """What one worker can have under way is not what fills the server's batches."""
+    with beside(tmp_path) as running:
+        running.ask(1)
+
+        assert "can never fill a batch" not in running.server.log
+
+
 def test_a_model_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
     """After kill -9 of the server, later requests are answered by another."""
     with beside(tmp_path) as running:

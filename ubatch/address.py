@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from struct import Struct
 
 from ubatch.errors import BackendError
@@ -61,15 +64,20 @@ def listen(path: str) -> socket:
             f"{folder} can be reached by others (mode {mode:o}, "
             f"user {found.st_uid}); use a folder of your own, of mode 700"
         )
-    _take_away(path)
     listener = socket(AF_UNIX, SOCK_STREAM)
-    mask = os.umask(0o177)
     try:
-        listener.bind(path)
-    finally:
-        os.umask(mask)
-    listener.listen(BACKLOG)
-    listener.setblocking(False)
+        with _alone_in(folder):
+            _take_away(path)
+            mask = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(mask)
+            listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -105,6 +113,21 @@ def check_peer(sock: socket) -> int:
             "model server is for processes of its own user alone"
         )
     return int(pid)
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keep other servers from taking a path there, until this one listens.
+
+    Of two that find the socket of a third, which is gone, the slower one would take
+    away what the other has made.
+    """
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        flock(fd, LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _take_away(path: str) -> None:

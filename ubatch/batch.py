@@ -172,14 +172,21 @@ class Batch:
         """Return which of the calls that were frozen is a caller's."""
         return self._callers.index(caller)
 
+    def still_wanted(self, calls: Sequence[int]) -> list[int]:
+        """Return those of some calls that somebody waits for; from any thread."""
+        waiting, callers = self.calls, self._callers
+        if not callers:  # it is settled
+            return []
+        return [call for call in calls if callers[call] in waiting]
+
     def seconds_left(
         self, calls: Sequence[int], now: float
     ) -> list[float | None] | None:
         """Return what some calls have left until their deadlines, if any has one."""
-        deadlines = self.deadlines
-        if not deadlines:
+        deadlines, callers = self.deadlines, self._callers
+        if not deadlines or not callers:  # or it is settled
             return None
-        found = [deadlines.get(self._callers[call]) for call in calls]
+        found = [deadlines.get(callers[call]) for call in calls]
         return [None if each is None else each[0] - now for each in found]
 
     def answer(self, answers: list[tuple[int, Any]]) -> list[Told]:

@@ -14,6 +14,9 @@ from ubatch.options import LONGEST_WAIT
 from ubatch.parcel import Answers, PackedError, read_errors
 from ubatch.wire import Frame, Part, Reader, WireError, unpack
 
+MOST_ARGUMENTS = 1 << 20
+"""Of all calls in an ask: a few bytes must not make a server fill its memory."""
+
 Deadlines = list[float | None]
 """The seconds that each call of an ask has left; None for as long as it takes."""
 
@@ -47,7 +50,16 @@ class Refused(NamedTuple):
 
 
 def write_ask(ask: Ask) -> tuple[Any, list[Part]]:
-    """Return the head and the parts of a CALLS."""
+    """Return the head and the parts of a CALLS.
+
+    Raises:
+        WireError: It has too many calls.
+    """
+    arguments = ask.size * (ask.columns + len(ask.names))
+    if arguments > MOST_ARGUMENTS:
+        raise WireError(
+            f"a CALLS with {arguments} arguments; {MOST_ARGUMENTS} are allowed"
+        )
     deadlines = ask.deadlines and [
         None if left is None else round(left, 4) for left in ask.deadlines
     ]
@@ -64,7 +76,8 @@ def read_ask(frame: Frame) -> Ask:
         columns, names, size, deadlines = frame.head
         good = _is_count(columns) and _is_count(size) and size > 0
         good = good and all(type(name) is str for name in names)
-        good = good and len(set(names)) == len(names) and columns + len(names) > 0
+        good = good and type(names) is list and len(set(names)) == len(names)
+        good = good and 0 < size * (columns + len(names)) <= MOST_ARGUMENTS
         if deadlines is not None:
             good = good and len(deadlines) == size
             good = good and all(_is_deadline(each) for each in deadlines)

@@ -7,23 +7,19 @@ which no monkey-patching reaches.
 
 from __future__ import annotations
 
-import os
-from _socket import CMSG_SPACE, SCM_RIGHTS, SHUT_RDWR, SOL_SOCKET, socket
-from collections import deque
+from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
-from struct import Struct
-from typing import Any, Protocol
+from time import monotonic
+from typing import Protocol
 
 from ubatch import process
-from ubatch.memory import Incoming, Outgoing
+from ubatch.memory import ROOM, Rights, Shared, close_all
 from ubatch.wire import (
     HEADER,
-    IN_BAND,
     LARGEST_FRAME,
     Frame,
     Kind,
-    Note,
     Part,
     WireError,
     decode_first,
@@ -35,12 +31,9 @@ from ubatch.wire import (
 AHEAD = 64 * 1024
 """Bytes to read at once; a frame that is smaller takes one system call."""
 
-_INT = Struct("i")
-
-FEW = 8
-"""Descriptors that may come ahead of the frames that speak of them."""
-
-ROOM = CMSG_SPACE(FEW * _INT.size)
+PAUSE_EVERY = 0.001
+"""Seconds after which whoever sends or receives without having to wait lets others run:
+a client that never pauses must not keep a hub from all others."""
 
 AT_ONCE = 512
 """Parts to send at once; Linux takes 1024."""
@@ -65,23 +58,26 @@ class Channel:
     Owner: one receives at a time, and one sends; end() is for anybody. What receives
     closes it, once nobody else has it: while it is waited for, its number must not be
     given to another file.
+
+    Args:
+        largest: Bytes of a frame that may come.
     """
 
     def __init__(
         self, sock: socket, wait_for: WaitFor, largest: int = LARGEST_FRAME
     ) -> None:
         sock.setblocking(False)
-        self.largest = largest
         self._epoch = process.epoch
+        self.largest_sent = LARGEST_FRAME  # what the other side takes
+        self._largest = largest
         self._sock = sock
         self._fd = sock.fileno()
         self._wait_for = wait_for
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
         self._start = self._stop = 0  # what of it has been read, and not taken
-        self._outgoing = Outgoing()
-        self._incoming = Incoming()
-        self._fds: deque[int] = deque()  # that came, and no frame has spoken of yet
+        self._shared = Shared(largest)
+        self._paused = monotonic()  # when the receiver last let others run
 
     def send(
         self,
@@ -102,45 +98,30 @@ class Channel:
             WireError: The frame is too large.
         """
         self._check_size(kind, parts)
-        note, parts, fd = self._share(parts)
+        note, parts, rights = self._shared.put(parts)
         try:
-            pieces = encode(kind, ident, head, note, parts)
+            pieces = encode(kind, ident, head, parts, note)
             self._check_size(kind, pieces)  # the other side counts the head, too
-            self._send(pieces, fd, timeout)
+            self._send(pieces, rights, timeout)
         finally:
-            if fd is not None:
-                os.close(fd)
+            close_all(rights)
 
     def _check_size(self, kind: Kind, parts: Sequence[Part]) -> None:
         size = sum(map(len, parts))
-        if size > self.largest:
+        if size > self.largest_sent:
             raise WireError(
-                f"a {kind.name} of {size} bytes; {self.largest} are allowed"
+                f"a {kind.name} of {size} bytes; {self.largest_sent} are allowed"
             )
 
-    def _share(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], int | None]:
-        """Put large parts into memory that both sides have.
-
-        Returns:
-            What to tell of that and of memory that can be used again, what is left to
-            be sent, and the descriptor of a new segment.
-        """
-        note: Note = [self._incoming.done()]
-        large = [at for at, part in enumerate(parts) if len(part) >= IN_BAND]
-        put = self._outgoing.put([parts[at] for at in large])
-        if put is None:
-            return note, parts, None
-        size = None if put.fd is None else put.size
-        note += [put.number, size, large, put.places]
-        where = set(large)
-        return note, [p for at, p in enumerate(parts) if at not in where], put.fd
-
-    def _send(self, left: list[Part], fd: int | None, timeout: float | None) -> None:
-        rights = [] if fd is None else [(SOL_SOCKET, SCM_RIGHTS, _INT.pack(fd))]
+    def _send(self, left: list[Part], rights: Rights, timeout: float | None) -> None:
+        paused = monotonic()
         while left:
+            if monotonic() - paused > PAUSE_EVERY:
+                self._wait_for(self._fd, True, 0.0)
+                paused = monotonic()
             try:
                 sent = self._sock.sendmsg(left[:AT_ONCE], rights)
-                rights = []
+                rights = []  # they went with the first byte
             except BlockingIOError:
                 if not self._wait_for(self._fd, True, timeout):
                     raise TimeoutError(
@@ -160,43 +141,17 @@ class Channel:
             TimeoutError: It says nothing.
             WireError: What came is no frame, or ends too early.
         """
+        if self._stop > self._start:  # it goes on without having had to wait
+            self._maybe_pause()
         if not self._fill(HEADER.size, timeout):
             if self._start == self._stop:
                 return None
             raise WireError("a frame that ends too early")
-        opened = decode_header(self._take(HEADER.size), self.largest)
+        opened = decode_header(self._take(HEADER.size), self._largest)
         sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
         first, *parts = [self._take(size, timeout) for size in sizes]
         head, note = decode_first(first)
-        return Frame(opened.kind, opened.ident, head, self._shared(note, parts))
-
-    def _shared(self, note: Note, parts: list[Any]) -> list[Part]:
-        """Return all parts of a frame: those in shared memory, too."""
-        try:
-            done, *put = note
-            self._outgoing.free(done)
-            if not put:
-                return parts
-            number, size, large, places = put
-            if size is not None:
-                self._open(number, size)
-            if sum(length for _, length in places) > self.largest:
-                raise WireError(f"more than {self.largest} bytes of shared memory")
-            found = self._incoming.get(number, places)
-            for at, part in zip(large, found, strict=True):
-                parts.insert(at, part)
-        except (TypeError, ValueError) as error:
-            raise WireError("a frame whose memory makes no sense") from error
-        return parts
-
-    def _open(self, number: int, size: int) -> None:
-        if not self._fds:
-            raise WireError("a segment of memory that did not come")
-        fd = self._fds.popleft()
-        try:
-            self._incoming.open(number, size, fd)
-        finally:
-            os.close(fd)
+        return Frame(opened.kind, opened.ident, head, self._shared.get(note, parts))
 
     def end(self) -> None:
         """Have both sides find the end of it. Does not block."""
@@ -207,8 +162,7 @@ class Channel:
     def close(self) -> None:
         """Let go of the socket."""
         self._sock.close()
-        while self._fds:
-            os.close(self._fds.pop())
+        self._shared.close()
 
     def _fill(self, size: int, timeout: float | None) -> bool:
         """Have *size* bytes in the buffer, that has room for them; False at the end."""
@@ -252,24 +206,25 @@ class Channel:
     def _read(self, into: memoryview, timeout: float | None) -> int:
         while True:
             try:
-                count, more, _, _ = self._sock.recvmsg_into([into], ROOM)
+                # With no flag, a process that is started now would have them too.
+                count, more, _, _ = self._sock.recvmsg_into(
+                    [into], ROOM, MSG_CMSG_CLOEXEC
+                )
                 if more:
-                    self._keep(more)
+                    self._shared.keep(more)
+                self._maybe_pause()
                 return count
             except BlockingIOError:
                 if not self._wait_for(self._fd, False, timeout):
                     raise TimeoutError(
                         f"the other side has said nothing for {timeout} seconds"
                     ) from None
+                self._paused = monotonic()
 
-    def _keep(self, more: list[tuple[int, int, bytes]]) -> None:
-        """Keep the descriptors that came, until frames speak of them."""
-        for _, kind, data in more:
-            if kind == SCM_RIGHTS:
-                whole = len(data) - len(data) % _INT.size
-                self._fds += (fd for (fd,) in _INT.iter_unpack(data[:whole]))
-        while len(self._fds) > FEW:
-            os.close(self._fds.pop())
+    def _maybe_pause(self) -> None:
+        if monotonic() - self._paused > PAUSE_EVERY:
+            self._wait_for(self._fd, False, 0.0)
+            self._paused = monotonic()
 
 
 def _drop(left: list[Part], sent: int) -> None:

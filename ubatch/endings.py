@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Batch, Caller, Told
-from ubatch.errors import BackendError, DeadlineExceeded, Failure
+from ubatch.errors import BackendError, DeadlineExceeded, Failure, kind_of
 from ubatch.executors import Outcome
 from ubatch.future import Future
 from ubatch.log import tell
@@ -244,7 +244,7 @@ class Endings:
             logger,
             logging.ERROR,
             "%s: a batch of %d calls %s: %s",
-            *(self._name, batch.size, how, type(error).__name__),
+            *(self._name, batch.size, how, kind_of(error)),
             exc_info=(type(error), error, error.__traceback__),
         )
 

@@ -112,6 +112,13 @@ class RemoteError(UBatchError):
         self.kind = kind
 
 
+def kind_of(error: BaseException) -> str:
+    """Return the name of an error's class, wherever that is known."""
+    if isinstance(error, RemoteError):
+        return error.kind
+    return type(error).__name__
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error in another process: the ``__cause__`` of that error."""
 

@@ -23,6 +23,7 @@ from ubatch.isolation import OnError
 from ubatch.log import tell
 from ubatch.policy import Linger
 from ubatch.processes import ProcessExecutor
+from ubatch.remote import ServerExecutor
 from ubatch.sidecar import Sidecar
 from ubatch.ubatch import UBatch
 
@@ -211,7 +212,8 @@ _watch: _Watch | None = None
 def _warnings(worker: Any, batcher: UBatch[Any, Any]) -> Iterator[str]:
     max_size = batcher.max_size
     slots, why, remedy = _slots(worker, max_size)
-    if slots < max_size:
+    # A model server's batches are made there, of what many workers ask.
+    if slots < max_size and not isinstance(batcher._executor, ServerExecutor):
         yield (
             f"{batcher.name}: its requests can never fill a batch of max_size="
             f"{max_size}: {why}; {remedy}"

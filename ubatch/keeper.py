@@ -186,7 +186,8 @@ class Keeper:
         self._setup = setup
         self._name = name  # the batcher's
         self._backend = backend
-        self._instead = instead  # of which one, whose process ends when this is ready
+        # Which one it takes the place of, whose process ends when this one's is ready.
+        self.instead = instead
         self._wake = backend.wake()
         self._model: Model | None = None
 
@@ -205,7 +206,7 @@ class Keeper:
             past = self._keep_one()
             if self._over():
                 return
-            if self._instead is not None:
+            if self.instead is not None:
                 message = "%s; the one that is there goes on"
                 tell(logger, logging.ERROR, message, past.trouble)
                 return
@@ -261,9 +262,9 @@ class Keeper:
         self._crew.ready(model, ready - began)
         message = "%s: model process %d is ready after %.2f s"
         tell(logger, logging.INFO, message, self._name, process.pid, ready - began)
-        if self._instead is not None:
-            self._instead.retire()
-            self._instead = None
+        if self.instead is not None:
+            self.instead.retire()
+            self.instead = None
         process.wait()
         trouble = self._lost(f"the model process {process.pid} {process.fate}")
         return Past(monotonic() - ready, trouble)

@@ -6,8 +6,9 @@ all together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Batch
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from ubatch.backends.base import Backend
 
 GONE = "the model server is gone"
+
+NUMBERS = 1 << 32
+"""Of asks; 50 days of a thousand in a second, and then again from the first."""
 
 
 class LinkLost(Exception):
@@ -42,6 +46,7 @@ class Asked:
         self.link: Link | None = None
         self.unread: list[int] = []  # calls that the handler's side could not load
         self.lost: LinkLost | None = None
+        self.untaken = False  # the server was about to end, and has none of it
         self._batch = batch
         self._found = found
         self._lock = backend.lock()
@@ -50,12 +55,13 @@ class Asked:
 
     def add(self, answers: Answered | Refused) -> None:
         """Take some answers in; if they are not all, tell those who wait for them."""
+        # Race (half_told): 1. an answer comes; 2. the only other caller leaves, so that
+        #       nobody is left, and the strand goes on; 3. the answer is put down. So a
+        #       place is taken out of what is waited for when its answer is there.
         with self._lock:
             picks = answers.picks if isinstance(answers, Answered) else answers.places
             where = dict(zip(answers.places, picks))
             places = [place for place in where if place in self._left]
-            self._left.difference_update(places)
-            last = not self._left
         calls = [self.sent.calls[place] for place in places]
         if isinstance(answers, Refused):
             self._found.refuse(calls, unpack_error(answers.error))
@@ -65,6 +71,9 @@ class Asked:
         else:
             picked = [where[place] for place in places]
             self._found.add(calls, answers.answers, picked)
+        with self._lock:
+            self._left.difference_update(places)
+            last = not self._left
         if last:
             self._latch.set()
         elif calls:
@@ -82,11 +91,12 @@ class Asked:
                 self.link.forget(self.number)
         return places
 
-    def lose(self, error: LinkLost) -> None:
-        """Give up what has no answer: the link has ended."""
+    def lose(self, error: LinkLost, untaken: bool = False) -> None:
+        """Give up what has no answer: the link has ended, or its server is about to."""
         with self._lock:
             if self._left:
                 self.lost = error
+                self.untaken = untaken
                 self._latch.set()
 
     @property
@@ -110,8 +120,8 @@ class Link:
 
     Owner: one greenlet or thread reads; those that send take turns.
     Race (late_ask): 1. a strand finds the link alive; 2. the reader finds its end, and
-    loses all that is under way; 3. the strand puts one more ask under way. So it looks
-    again, once that is in.
+    loses all that is under way; 3. the strand puts one more ask under way. So that is
+    put in before it is sent: to send it fails, or the reader loses it.
     """
 
     def __init__(self, channel: Channel, backend: Backend) -> None:
@@ -119,7 +129,7 @@ class Link:
         self.leaving = False  # the server takes no more calls
         self._channel = channel
         self._turnstile = backend.mutex()
-        self._numbers = count(1)
+        self._numbers = cycle(range(1, NUMBERS))
         self._under_way: dict[int, Asked] = {}
 
     @property
@@ -127,8 +137,8 @@ class Link:
         """More may be asked."""
         return self.alive and not self.leaving
 
-    def ask(self, ask: Ask, asked: Asked) -> None:
-        """Send an ask. Blocks until it is on its way.
+    def ask(self, asked: Asked, make: Callable[[], Ask]) -> None:
+        """Send an ask, made when it is its turn. Blocks until it is on its way.
 
         Raises:
             LinkLost: The link has ended, and the server has not got all of it.
@@ -137,7 +147,7 @@ class Link:
         asked.link, asked.number = self, next(self._numbers)
         self._under_way[asked.number] = asked
         try:
-            self._send(Kind.CALLS, asked.number, *write_ask(ask))
+            self._send(lambda: (Kind.CALLS, asked.number, *write_ask(make())))
         except BaseException:
             self.forget(asked.number)
             raise
@@ -145,7 +155,7 @@ class Link:
     def leave(self, number: int, places: list[int]) -> None:
         """Tell the server that nobody waits for some calls any more."""
         with suppress(LinkLost, WireError):
-            self._send(Kind.LEAVE, number, places)
+            self._send(lambda: (Kind.LEAVE, number, places))
 
     def forget(self, number: int) -> None:
         """Have nothing more to do with an ask."""
@@ -159,7 +169,7 @@ class Link:
                 if frame.kind is Kind.ANSWERS:
                     self._take(frame)
                 elif frame.kind is Kind.BYE:
-                    self.leaving = True
+                    self._say_goodbye(frame.ident)
                 elif frame.kind is Kind.REFUSE:
                     why = f"the model server has ended the connection: {frame.head}"
                 del frame  # and what is in it
@@ -171,16 +181,13 @@ class Link:
             self.end()
             for asked in list(self._under_way.values()):
                 asked.lose(LinkLost(why))
+            with self._turnstile:  # nobody sends
+                self._channel.close()
 
     def end(self) -> None:
         """End the connection. Does not block."""
         self.alive = False
         self._channel.end()
-
-    def close(self) -> None:
-        """Let go of the socket, that nobody reads any more."""
-        with self._turnstile:
-            self._channel.close()
 
     def _take(self, frame: Frame) -> None:
         asked = self._under_way.get(frame.ident)
@@ -188,13 +195,29 @@ class Link:
             asked.add(read_answers(frame))
             if asked.over:
                 self.forget(frame.ident)
+        self._maybe_end()
 
-    def _send(self, *what: Any) -> None:
+    def _say_goodbye(self, number: int) -> None:
+        """Ask nothing more; one ask came too late perhaps, and is not taken."""
+        self.leaving = True
+        untaken = self._under_way.pop(number, None)
+        if untaken is not None:
+            untaken.lose(LinkLost(GONE), untaken=True)
+        self._maybe_end()
+
+    def _maybe_end(self) -> None:
+        """End the link once all is answered, if the server waits for that."""
+        if self.leaving and not self._under_way:
+            with self._turnstile:  # or somebody would be about to ask
+                if not self._under_way:
+                    self.end()
+
+    def _send(self, what: Callable[[], tuple[Any, ...]]) -> None:
         with self._turnstile:
             if not self.alive:
                 raise LinkLost(GONE)
             try:
-                self._channel.send(*what)
+                self._channel.send(*what())
             except WireError:
                 raise
             except OSError:

@@ -12,10 +12,24 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET
+from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from struct import Struct
+from typing import Any, NamedTuple
 
-from ubatch.wire import Part, WireError
+from ubatch.wire import IN_BAND, Note, Part, WireError
+
+Rights = list[tuple[int, int, bytes]]
+"""What ``sendmsg()`` and ``recvmsg()`` call ancillary data: descriptors, here."""
+
+_INT = Struct("i")
+
+FEW = 8
+"""Descriptors that may come ahead of the frames that speak of them."""
+
+ROOM = CMSG_SPACE(FEW * _INT.size)
+"""Bytes that they take."""
 
 WORTH = 128 * 1024
 """Bytes in all from which on it is faster than the socket."""
@@ -28,6 +42,97 @@ LINE = 64
 
 SMALLEST = 1 << 20
 """Bytes of a segment: fewer would soon be too few."""
+
+
+class Shared:
+    """The memory that the two ends of a channel share.
+
+    Owner: put() is for who sends, the others are for who receives.
+    """
+
+    def __init__(self, largest: int) -> None:
+        """Share nothing yet; *largest*: bytes that may come with one frame."""
+        self._largest = largest
+        self._outgoing = Outgoing()
+        self._incoming = Incoming()
+        self._fds: deque[int] = deque()  # that came, and no frame has spoken of yet
+
+    def put(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], Rights]:
+        """Put large parts into memory that both ends have.
+
+        Returns:
+            What to tell of that, and of what can be used again; the parts that are
+            left to be sent; and the descriptor of a new segment.
+        """
+        note: Note = [self._incoming.done()]
+        large = [at for at, part in enumerate(parts) if len(part) >= IN_BAND]
+        put = self._outgoing.put([parts[at] for at in large])
+        if put is None:
+            return note, parts, []
+        note += [put.number, None if put.fd is None else put.size, large, put.places]
+        gone = set(large)
+        rest = [part for at, part in enumerate(parts) if at not in gone]
+        if put.fd is None:
+            return note, rest, []
+        return note, rest, [(SOL_SOCKET, SCM_RIGHTS, _INT.pack(put.fd))]
+
+    def get(self, note: Note, parts: list[Any]) -> list[Part]:
+        """Return all parts of a frame: those that did not come with it, too.
+
+        Raises:
+            WireError: What is told of them makes no sense.
+        """
+        try:
+            done, *put = note
+            self._outgoing.free(done)
+            if not put:
+                return parts
+            number, size, large, places = put
+            if size is not None:
+                self._open(number, size)
+            if sum(length for _, length in places) > self._largest:
+                raise WireError(f"more than {self._largest} bytes of shared memory")
+            found = self._incoming.get(number, places)
+            for at, part in zip(large, found, strict=True):
+                parts.insert(at, part)
+        except (TypeError, ValueError) as error:
+            raise WireError("a frame whose memory makes no sense") from error
+        return parts
+
+    def keep(self, rights: Rights) -> None:
+        """Keep the descriptors that came, until frames speak of them."""
+        self._fds += _descriptors(rights)
+        while len(self._fds) > FEW:
+            os.close(self._fds.pop())
+
+    def close(self) -> None:
+        """Let go of descriptors that nobody will speak of."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _open(self, number: int, size: int) -> None:
+        if not self._fds:
+            raise WireError("a segment of memory that did not come")
+        fd = self._fds.popleft()
+        try:
+            self._incoming.open(number, size, fd)
+        finally:
+            os.close(fd)
+
+
+def close_all(rights: Rights) -> None:
+    """Close descriptors that have been sent, or will not be."""
+    for fd in _descriptors(rights):
+        os.close(fd)
+
+
+def _descriptors(rights: Rights) -> list[int]:
+    found: list[int] = []
+    for _, kind, data in rights:
+        if kind == SCM_RIGHTS:
+            whole = len(data) - len(data) % _INT.size
+            found += (fd for (fd,) in _INT.iter_unpack(data[:whole]))
+    return found
 
 
 class Outgoing:
@@ -60,6 +165,8 @@ class Outgoing:
 
     def free(self, numbers: list[int]) -> None:
         """Take note that the reader has done with some segments."""
+        if not all(number in range(SEGMENTS) for number in numbers):
+            raise WireError("segments of memory that there are not")
         self._free.update(numbers)
 
     def _take(self, needed: int) -> tuple[int | None, int | None]:
@@ -112,7 +219,8 @@ class Incoming:
         try:
             # Or it could be cut short, and reading it would be fatal.
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-            if not sealed or os.fstat(fd).st_size < size or number >= SEGMENTS:
+            good = sealed and number in range(SEGMENTS)
+            if not good or not 0 < size <= os.fstat(fd).st_size:
                 raise WireError("a segment of memory that is not as it should be")
             self._segments[number] = mmap.mmap(fd, size)
         except (OSError, ValueError) as error:

@@ -256,9 +256,12 @@ class Processes:
     def reload(self) -> None:
         """Replace each process, once another is ready; it ends its batch before."""
         with self._lock:
-            keepers = list(self._keepers)
+            keepers = [] if self._closed else list(self._keepers)
         for keeper in keepers:
-            self._hire(keeper)
+            if keeper.instead is not None:  # what it loads is out of date by now
+                keeper.retire()
+            elif not keeper.retired:
+                self._hire(keeper)
 
     def _run(self, batch: Batch) -> Outcome | Lost:
         """Run a batch in the process that it has claimed, and give that back."""

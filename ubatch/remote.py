@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ubatch import address as where
-from ubatch import options
+from ubatch import options, process
 from ubatch.batch import Batch, Job
 from ubatch.calling import Ask
 from ubatch.channel import Channel
@@ -30,7 +30,7 @@ from ubatch.executors import (
 from ubatch.link import Asked, Link, LinkLost
 from ubatch.log import tell
 from ubatch.options import Options
-from ubatch.origin import Found, Sent, pack_alone, pack_calls
+from ubatch.origin import Found, Sent, pack_calls
 from ubatch.wire import Kind, VersionError, WireError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Remote:
         self._links: set[Link] = set()  # that one, and those whose servers are leaving
         self._missed: float | None = None  # since when there is no server
         self._closed = False
+        self._epoch = process.epoch
         self._under_way: dict[Batch, list[Asked]] = {}
 
     def claim(self, batch: Batch) -> None:
@@ -152,59 +153,60 @@ class Remote:
 
     def _run(self, batch: Batch, job: Job, found: Found) -> None:
         """Ask for all calls of a batch, and wait for their answers."""
-        again = self._retry
-        to_send = list(pack_calls(job, range(job.size), found))
-        while to_send:
+        lost_before: set[int] = set()
+        to_ask = [list(range(job.size))]
+        while to_ask:
             under_way = self._under_way[batch] = []
-            for sent in to_send:
-                self._send(batch, job, sent, found)
-            to_send = []
+            for calls in to_ask:
+                self._send(batch, job, calls, found)
+            to_ask = []
             for asked in under_way:
                 asked.wait()
-                to_send += pack_alone(job, asked.unread, found)
+                to_ask += [[call] for call in asked.unread]
                 calls = asked.lost_calls()
-                if calls and again and not self._closed:
-                    to_send += pack_calls(job, calls, found)
-                elif calls:
-                    found.refuse(calls, self._lost(f"{asked.lost} and had this call"))
-                again = again and not calls
+                if asked.untaken:
+                    to_ask.append(calls)
+                    continue
+                again = []
+                if self._retry and not self._closed:
+                    again = [call for call in calls if call not in lost_before]
+                    lost_before.update(again)
+                gone = [call for call in calls if call not in again]
+                if again:
+                    to_ask.append(again)
+                if gone:
+                    found.refuse(gone, self._lost(f"{asked.lost} and had this call"))
 
-    def _send(self, batch: Batch, job: Job, sent: Sent, found: Found) -> None:
+    def _send(
+        self, batch: Batch, job: Job, calls: list[int], found: Found, tries: int = 2
+    ) -> None:
         """Put some calls under way; in several asks if they are too much for one."""
-        ask = Ask(
-            *(len(job.args), sorted(job.kwargs), len(sent.calls)),
-            *(batch.seconds_left(sent.calls, monotonic()), sent.parcel),
-        )
-        asked = Asked(batch, sent, found, self._backend)
         try:
-            self._ask(ask, asked)
-        except WireError as error:
-            if len(sent.calls) == 1:
-                found.refuse(sent.calls, BackendError(f"{self._of}: {error}"))
-                return
-            half = len(sent.calls) // 2
-            for calls in sent.calls[:half], sent.calls[half:]:
-                for part in pack_calls(job, calls, found):
-                    self._send(batch, job, part, found)
+            link = self._linked()
         except BackendError as error:
-            found.refuse(sent.calls, error)
-        else:
+            found.refuse(calls, error)
+            return
+        # Only now: while there was no server some of the callers may have left.
+        calls = batch.still_wanted(calls)
+        for sent in pack_calls(job, calls, found) if calls else ():
+            asked = Asked(batch, sent, found, self._backend)
             self._under_way[batch].append(asked)
-
-    def _ask(self, ask: Ask, asked: Asked) -> None:
-        """Send an ask.
-
-        Raises:
-            BackendError: There is no server, or it wants nothing to do with us.
-            WireError: It is more than a server takes.
-        """
-        for _ in range(2):
             try:
-                self._linked().ask(ask, asked)
-                return
+                link.ask(asked, partial(_ask, batch, job, sent))
+                continue
             except LinkLost as error:  # before it was all sent: it is not run
-                lost = error
-        raise self._lost(str(lost))
+                refusal: BackendError = self._lost(str(error))
+                parts, left = [sent.calls], tries - 1
+            except WireError as error:  # it is more than a server takes
+                refusal = BackendError(f"{self._of}: {error}")
+                half = len(sent.calls) // 2
+                parts, left = [sent.calls[:half], sent.calls[half:]], half and tries
+            self._under_way[batch].remove(asked)
+            if not left:
+                found.refuse(sent.calls, refusal)
+                continue
+            for part in parts:
+                self._send(batch, job, part, found, left)
 
     def _leave(self, asked: Asked, calls: list[int]) -> None:
         places = asked.leave(calls)
@@ -221,6 +223,8 @@ class Remote:
         with self._door:
             link = self._link
             if link is None or not link.usable:
+                if self._over():
+                    raise self._lost("stopped")
                 link = self._link = self._connect()
             return link
 
@@ -234,7 +238,7 @@ class Remote:
                 now = monotonic()
                 if self._missed is None:
                     self._missed = began
-                if self._closed or now - self._missed > PATIENCE:
+                if self._over() or now - self._missed > PATIENCE:
                     raise self._lost(
                         f"no model server answers at {self._path} ({error}); is "
                         f"'ubatch serve FACTORY --socket {self._path}' running?"
@@ -245,12 +249,18 @@ class Remote:
         self._links.add(link)
         if self._closed:
             link.end()
-        self._backend.spawn(link.read, lambda _: self._ended(link))
+        try:
+            self._backend.spawn(link.read, lambda _: self._links.discard(link))
+        except RuntimeError as error:
+            self._links.discard(link)
+            channel.close()
+            message = "cannot start what reads a model server's answers"
+            raise BackendError(f"{self._of}: {message}") from error
         return link
 
-    def _ended(self, link: Link) -> None:
-        self._links.discard(link)
-        link.close()
+    def _over(self) -> bool:
+        """Tell whether nobody is to be asked: a fork has copied who wants to, say."""
+        return self._closed or self._epoch is not process.epoch
 
     def _greet(self) -> Channel:
         """Return a channel to a server that has said who it is.
@@ -268,9 +278,12 @@ class Remote:
                 raise ConnectionResetError("it hung up")
             if frame.kind is not Kind.HELLO:
                 raise BackendError(f"{self._of}: {self._path}: {frame.head}")
-            channel.largest = frame.head["largest"]
+            try:
+                server = frame.head["pid"], self._path, frame.head["name"]
+                channel.largest_sent = int(frame.head["largest"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise WireError("a HELLO that makes no sense") from error
             message = "%s: connected to the model server %d at %s, which runs %s"
-            server = frame.head["pid"], self._path, frame.head["name"]
             tell(logger, logging.INFO, message, self._of, *server)
         except VersionError as error:
             channel.close()
@@ -282,3 +295,11 @@ class Remote:
 
     def _lost(self, text: str) -> WorkerLost:
         return WorkerLost(f"{self._of}: {text}")
+
+
+def _ask(batch: Batch, job: Job, sent: Sent) -> Ask:
+    """Return what is to be asked, with what is left of the deadlines now."""
+    return Ask(
+        *(len(job.args), sorted(job.kwargs), len(sent.calls)),
+        *(batch.seconds_left(sent.calls, monotonic()), sent.parcel),
+    )

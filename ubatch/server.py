@@ -39,6 +39,9 @@ ACCEPT_AGAIN = 0.1
 LOOK = 0.01
 """Seconds between two looks whether all is answered, while the server ends."""
 
+GOODBYE = 1.0
+"""Seconds that clients have to leave, once they were told to and have their answers."""
+
 
 class Server:
     """One model, for whoever connects to its socket.
@@ -94,10 +97,10 @@ class Server:
             self._told.wait()
             accepting.kill()
         finally:
-            listener.close()
-            with suppress(OSError):  # another server may have taken the path
+            with suppress(OSError):  # somebody may have put another one there
                 if os.path.samestat(os.stat(self._path), mine):
                     os.unlink(self._path)
+            listener.close()  # last: until then no other server takes the path
         self._drain()
 
     def status(self) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Server:
             "factory": self._label,
             "pid": os.getpid(),
             "uptime_seconds": round(monotonic() - self._began, 3),
-            "clients": len(self._sessions),
+            "clients": sum(session.has_asked for session in self._sessions),
             "pending": seen.pending,
             "running": seen.running,
             "calls_total": seen.calls_total,
@@ -163,8 +166,10 @@ class Server:
             self._drop(pid, str(error))
             with suppress(OSError):
                 channel.send(Kind.REFUSE, 0, str(error), timeout=STALLED)
+        except TimeoutError as error:
+            self._drop(pid, str(error))
         except OSError:
-            pass
+            pass  # it is gone
         finally:
             channel.end()
             channel.close()
@@ -190,6 +195,10 @@ class Server:
         writer = gevent.spawn(self._write, session)
         try:
             session.read()
+        except WireError as error:
+            self._drop(pid, str(error))
+            session.refuse(str(error))
+            writer.join()
         finally:
             session.close()
             self._sessions.discard(session)
@@ -200,8 +209,6 @@ class Server:
             session.write()
         except TimeoutError as error:
             self._drop(session.pid, str(error))
-        except WireError as error:
-            self._drop(session.pid, f"its answer is {error}")
         except OSError:
             pass  # it is gone
         finally:
@@ -218,7 +225,9 @@ class Server:
             gevent.sleep(LOOK)
         left = self._batcher.stats().pending + self._batcher.stats().running
         self._batcher.stop(max(0.0, end - monotonic()))
-        gevent.sleep(LOOK)  # those who were told Stopped are to hear of it
+        end = monotonic() + GOODBYE  # for what is on its way, in both directions
+        while monotonic() < end and self._sessions:
+            gevent.sleep(LOOK)
         for session in list(self._sessions):
             session.close()
         level = logging.WARNING if left else logging.INFO

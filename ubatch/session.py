@@ -20,7 +20,15 @@ from ubatch.calling import (
     write_refused,
 )
 from ubatch.channel import Channel
-from ubatch.errors import Failure, RemoteError, RemoteTraceback
+from ubatch.errors import (
+    BackendError,
+    DeadlineExceeded,
+    Failure,
+    QueueFull,
+    RemoteError,
+    RemoteTraceback,
+    Stopped,
+)
 from ubatch.options import SHORTEST_WAIT
 from ubatch.parcel import Answers, PackedError, pack_error
 from ubatch.wire import Frame, Kind, Part, WireError
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 STALLED = 10.0
 """Seconds for which a client may take nothing of what it is sent."""
+
+EXPIRED = "the call's deadline had passed when it reached the model server"
 
 
 class Routed(NamedTuple):
@@ -104,6 +114,7 @@ class Session:
             deadline: Seconds for calls that come without one.
         """
         self.pid = pid
+        self.has_asked = False  # or it is here for the status alone
         self._channel = channel
         self._collector = collector
         self._status = status
@@ -112,13 +123,16 @@ class Session:
         self._ended: dict[Asking, list[tuple[int, Any]]] = {}  # and not yet sent
         self._wake = backend.wake()  # there is something to write
         self._statuses: list[int] = []  # that were asked for
+        self._untaken: list[int] = []  # asks that came too late for this server
         self._leaving = False  # the client is to be told to look for another server
+        self._writing = False
         self._closed = False
+        self._refusal: str | None = None
 
     @property
     def idle(self) -> bool:
         """Nothing of what it asked for is still to be answered."""
-        return not self._asked and not self._ended
+        return not (self._asked or self._ended or self._untaken or self._writing)
 
     def answer(self, asking: Asking, place: int, answer: Any) -> None:
         """Have one answer sent, with others that come at the same time."""
@@ -160,20 +174,34 @@ class Session:
         """
         while not self._closed:
             self._wake.wait()
+            self._writing = True
             while self._statuses:
                 self._put(Kind.STATUS, self._statuses.pop(), self._status())
             while self._ended:
                 asking = next(iter(self._ended))
                 self._send(asking.number, self._ended.pop(asking))
+            while self._untaken:
+                self._put(Kind.BYE, self._untaken.pop(), None)
             if self._leaving:
                 self._leaving = False
                 self._put(Kind.BYE, 0, None)
+            self._writing = False
+        if self._refusal is not None:
+            self._put(Kind.REFUSE, 0, self._refusal)
+
+    def refuse(self, why: str) -> None:
+        """Close it, and have the client told why; write() then returns."""
+        self._refusal = why
+        self._forget()
 
     def close(self) -> None:
         """Forget all that the client asked for: none of it is run, if it is not yet."""
+        self._forget()
+        self._channel.end()
+
+    def _forget(self) -> None:
         self._closed = True
         self._wake.set()
-        self._channel.end()
         for asking in list(self._asked.values()):
             for call in list(asking.calls.values()):
                 self._give_up(call)
@@ -184,14 +212,25 @@ class Session:
         ask = read_ask(frame)
         if frame.ident in self._asked:
             raise WireError(f"CALLS number {frame.ident}, which are under way already")
+        self.has_asked = True
         asking = Asking(self, frame.ident, ask)
         self._asked[asking.number] = asking
         deadlines = ask.deadlines or [None] * ask.size
         refused: Exception | None = None
         for call, deadline in zip(list(asking.calls.values()), deadlines):
+            if deadline is not None and deadline <= 0:
+                asking.ended(call.place, Failure(DeadlineExceeded(EXPIRED)))
+                continue
             if refused is None:
                 refused = self._join(call, ask, deadline)
-            if refused is not None:  # nor is there room for the others
+            elif isinstance(refused, QueueFull):  # nor is there room for the others
+                self._collector().counters.rejected_total += 1
+            if isinstance(refused, Stopped):  # and so is this server, for all of them
+                del self._asked[asking.number]
+                self._untaken.append(asking.number)
+                self._wake.set()
+                return
+            if refused is not None:
                 asking.ended(call.place, Failure(refused))
 
     def _join(self, call: Call, ask: Ask, deadline: float | None) -> Exception | None:
@@ -240,7 +279,11 @@ class Session:
                 refused.setdefault(id(error), (error, []))[1].append(place)
         for answers, places, picks in routed.values():
             answered = Answered(places, picks, answers)
-            self._put(Kind.ANSWERS, number, *write_answered(answered))
+            try:
+                self._put(Kind.ANSWERS, number, *write_answered(answered))
+            except WireError as large:  # nothing was sent
+                too_large = BackendError(f"the answer is {large}")
+                refused[id(too_large)] = too_large, places
         for error, places in refused.values():
             self._put(Kind.ANSWERS, number, *_write_error(error, places))
 

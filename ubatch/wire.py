@@ -76,11 +76,13 @@ class VersionError(WireError):
 
 
 Note = list[Any]
-"""What the first part tells besides the head: see channel.py."""
+"""What the first part tells besides the head: see memory.py."""
+
+NOTHING: Note = [[]]
 
 
 def encode(
-    kind: Kind, ident: int, head: Any, note: Note, parts: Sequence[Part] = ()
+    kind: Kind, ident: int, head: Any, parts: Sequence[Part] = (), note: Note = NOTHING
 ) -> list[Part]:
     """Return a frame, in pieces.
 

@@ -52,8 +52,8 @@ def bursts(
     count = parameters["bursts"]
     with _gunicorn(workers, settings) as port:
         first = parameters["bursts_before"]
-        before = [answer for _ in range(first) for answer in _burst(port)]
-        seen = [_burst(port) for _ in range(count)]
+        before = [answer for _ in range(first) for answer in burst(port)]
+        seen = [burst(port) for _ in range(count)]
     told = [[body for _, body in answers] for answers in seen]
     calls = sum(map(len, told))
     shares = sum(len({pid for pid, _, _ in burst}) for burst in told)
@@ -78,7 +78,7 @@ def _cpu(before: list[Any], all_of_it: list[Any]) -> float:
     return spent
 
 
-def _burst(port: int) -> list[tuple[float, Any]]:
+def burst(port: int, request: bytes = REQUEST) -> list[tuple[float, Any]]:
     """Make one burst; return the latency and the body of each answer.
 
     With the operating system's own sockets: all are connected within a millisecond.
@@ -88,7 +88,7 @@ def _burst(port: int) -> list[tuple[float, Any]]:
     for _ in range(CALLS):
         client = real_socket(socket.AF_INET, socket.SOCK_STREAM)
         client.connect(("127.0.0.1", port))
-        client.send(REQUEST)
+        client.send(request)
         waiting[client] = b""
     answers = []
     while waiting:
@@ -158,4 +158,4 @@ def _wait_for(
             log.seek(0)
             lines = log.read().decode(errors="replace").split("\n")
             raise RuntimeError(f"gunicorn does not answer: {' '.join(lines[-3:])}")
-        pids.update(body[0] for _, body in _burst(port))
+        pids.update(body[0] for _, body in burst(port))

@@ -6,6 +6,7 @@ The application is ``examples/digits``, unchanged; it is imported as ``app`` fro
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,7 @@ def fill_in() -> None:
     flask = ModuleType("ubatch.flask")
     flask.init_app = lambda app: None  # type: ignore[attr-defined]
     sys.modules["ubatch.flask"] = ubatch.flask = flask  # type: ignore[assignment]
+    ubatch.ServerExecutor = None  # type: ignore
 
     def ubatch_decorator(max_size: int, timeout: float, **newer: Any) -> Any:
         return ancestor(max_size, timeout)
@@ -36,23 +38,23 @@ def fill_in() -> None:
 class Counted:
     """The model, and how often it was called."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, read: Callable[[list[np.ndarray]], np.ndarray]) -> None:
+        self._read = read
         self.calls = 0
 
-    def predict_proba(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
         """Ask the model."""
         self.calls += 1
-        return self._model.predict_proba(pictures)
+        return self._read(pictures)
 
 
 fill_in()
 import app as digits  # noqa: E402
 
 app = digits.app
-digits.classifier = Counted(digits.classifier)
+digits.read = read = Counted(digits.read)
 
 
 @app.get("/calls")
 def calls() -> dict[str, int]:
-    return {"calls": digits.classifier.calls}
+    return {"calls": read.calls}

@@ -201,6 +201,6 @@ def _merged(versions: dict[str, dict[str, str]]) -> dict[str, str]:
             if package in ("python", "gevent", "greenlet"):
                 merged.setdefault(package, version)
             elif kind != "floor":
-                ours = "ours" if kind == "linger" else kind
+                ours = "ours" if kind.startswith(("ours-", "linger")) else kind
                 merged[ours if package == "ubatch" else package] = version
     return merged

@@ -13,6 +13,8 @@ from systems import SYSTEMS
 
 COLOURS = {
     "ours": ("#0b6e4f", "#35b37e", "#7fcf5f"),
+    "ours-process": ("#0077b6", "#6fb7dd"),
+    "ours-server": ("#6a3fb5", "#a98be0"),
     "linger": ("#0077b6", "#e07a00", "#b5179e", "#0b6e4f"),
     "floor": ("#555555", "#808080", "#a0a0a0", "#b4b4b4", "#c8c8c8"),
     "ubatch-0.0.2": ("#c1121f", "#f06a74"),
@@ -32,9 +34,9 @@ def style(system: str) -> dict[str, Any]:
     place = alike.index(system) if system in alike else 0
     return {
         "color": shades[place % len(shades)],
-        "linewidth": 2.4 if kind == "ours" else 1.2,
+        "linewidth": 2.4 if kind.startswith("ours") else 1.2,
         "linestyle": DASHES[place % len(DASHES)] if kind == "floor" else "-",
-        "zorder": 3 if kind == "ours" else 2,
+        "zorder": 3 if kind.startswith("ours") else 2,
     }
 
 

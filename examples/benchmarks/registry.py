@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from results import Aim, Result
     from systems import System
 
-NAMES = ("cost", "lone", "stall", "serve", "linger", "growth")
+NAMES = ("cost", "lone", "stall", "serve", "process", "linger", "growth")
 """In the order of the report."""
 
 RIVALS = ("ubatch-0.0.2", "service-streamer", "batched", "ray-serve", "bentoml")

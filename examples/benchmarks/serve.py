@@ -32,6 +32,7 @@ from systems import System
 
 LEVELS = {"forest": "connections", "mlp": "many_connections"}
 INLINE, U002 = "ours:gevent:inline", "ubatch-0.0.2:gevent"
+PROCESS, SERVER = "ours-process:gevent", "ours-server:gevent"
 
 
 def cells(system: System, parameters: Cell) -> Sequence[Cell]:
@@ -43,7 +44,7 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
     for model in parameters["models"]:
         found += _levels(model, parameters[LEVELS[model]])
         if system.name == UNBATCHED:
-            found += [_cell(model, 1, route="/handler/64")]
+            found += [cell(model, 1, route="/handler/64")]
         if system.name == UNBATCHED and model == "forest":
             found += _levels(model, many, route="/echo")
     if system.name == UNBATCHED:
@@ -54,10 +55,10 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
 
 
 def _levels(model: str, levels: Sequence[int], **more: Any) -> list[Cell]:
-    return [_cell(model, connections, **more) for connections in levels]
+    return [cell(model, connections, **more) for connections in levels]
 
 
-def _cell(model: str, connections: int, **more: Any) -> Cell:
+def cell(model: str, connections: int, **more: Any) -> Cell:
     return {"model": model, "connections": connections, **DEFAULTS, **more}
 
 
@@ -70,29 +71,40 @@ class Running:
     def of(cls, config: Config) -> Server:
         """Return the server of a config, started if another ran before."""
         if cls.server is None or cls.server.config != config:
-            if cls.server is not None:
-                cls.server.close()
-                cls.server = None
+            cls.close()
             cls.server = Server(config)
         return cls.server
+
+    @classmethod
+    def close(cls) -> None:
+        """End it, if there is one."""
+        if cls.server is not None:
+            cls.server.close()
+            cls.server = None
 
 
 def measure(system: System, cell: Cell, parameters: Cell) -> Metrics:
     """Drive one server for a while. What runs last is ended with this process."""
     if not has_wrk():
         raise RuntimeError(INSTALL)
-    server = Running.of(_config(system, cell))
+    server = Running.of(config(system, cell))
     if cell["route"].startswith("/handler/"):
         return {"alone_seconds": server.ask(cell["route"])["seconds"]}
     return server.drive(cell["route"], cell["connections"], parameters["seconds"])
 
 
-def _config(system: System, cell: Cell) -> Config:
-    batcher = "none" if system.name == UNBATCHED else "ubatch"
+BATCHERS = {UNBATCHED: "none", PROCESS: "process", SERVER: "server"}
+"""Of those systems that are not some ubatch, with its handler in the server."""
+
+
+def config(system: System, cell: Cell, workers: int = 1) -> Config:
+    """Return the server that a cell wants."""
+    batcher = BATCHERS.get(system.name, "ubatch")
     options: dict[str, Any] = {}
     if system.name in (POOL, INLINE):
         options = {"executor": system.name.rpartition(":")[2]}
-    return Config(cell["model"], batcher, tuple(options.items()), cell["worker"])
+    how = tuple(options.items()), cell["worker"], workers
+    return Config(cell["model"], batcher, *how)
 
 
 def aims(result: Result) -> list[Aim]:

@@ -30,6 +30,15 @@ RULE = f"""\
 * *turns*: HTTP and the handler, one after the other."""
 
 
+RULE_APART = f"""\
+Where the handler has a process of its own:
+
+* *HTTP*, *model server* or *handler*: the process of that uses most, and {BUSY:.0%}.
+* *cores*: one of them uses less, and was ready to, but had no core.
+* *handler*: the handler runs {BUSY:.0%} of the time.
+* *waiting*: calls wait for company, or callers are too few."""
+
+
 class Load(NamedTuple):
     """Who used what in one cell, in seconds per second of wall."""
 
@@ -43,14 +52,24 @@ class Load(NamedTuple):
     """CPU inside the handler."""
     generator_cpu: float
     """CPU of wrk."""
+    model_cpu: float | None = None
+    """CPU of the handler's process; None if that is the server."""
+    model_queued: float = 0.0
+    """As the server's."""
+    model_server_cpu: float = 0.0
+    """CPU of the process between those two, where there is one."""
+    model_server_queued: float = 0.0
+    """As the server's."""
 
 
 def binding(load: Load) -> str:
-    """Return the resource that binds: see RULE."""
+    """Return the resource that binds: see RULE and RULE_APART."""
     if load.generator_cpu >= BUSY:
         return "generator"
+    if load.model_cpu is not None:
+        return _binding_apart(load, load.model_cpu)
     if load.server_cpu < BUSY:
-        if load.server_queued >= 0.1 and load.server_cpu + load.server_queued >= BUSY:
+        if _lacks_core(load.server_cpu, load.server_queued):
             return "cores"
         return "handler" if load.handler_busy >= BUSY else "waiting"
     share = load.handler_cpu / load.server_cpu
@@ -59,6 +78,25 @@ def binding(load: Load) -> str:
     if load.handler_busy >= STRETCHED * load.handler_cpu:
         return "GIL"
     return "handler" if share >= 1 - SHARE or load.handler_cpu >= BUSY else "turns"
+
+
+def _binding_apart(load: Load, model_cpu: float) -> str:
+    """Return what binds where server and handler are processes that run at once."""
+    stages = {
+        "HTTP": (load.server_cpu, load.server_queued),
+        "model server": (load.model_server_cpu, load.model_server_queued),
+        "handler": (model_cpu, load.model_queued),
+    }
+    busiest = max(stages, key=lambda name: stages[name][0])
+    if stages[busiest][0] >= BUSY:
+        return busiest
+    if any(_lacks_core(*stage) for stage in stages.values()):
+        return "cores"
+    return "handler" if load.handler_busy >= BUSY else "waiting"
+
+
+def _lacks_core(cpu: float, queued: float) -> bool:
+    return queued >= 0.1 and cpu + queued >= BUSY
 
 
 def best_rate(ceiling: float, max_size: int, handler_seconds: float) -> float:

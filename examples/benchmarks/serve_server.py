@@ -10,12 +10,16 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import serve_notes
 from serve_rules import Load
 from servers import HERE, PATIENCE, Gunicorn
 
@@ -31,17 +35,23 @@ class Config(NamedTuple):
 
     model: str
     batcher: str
-    """``"none"`` or ``"ubatch"``: whichever ubatch this environment holds."""
+    """A name of serve_app.BATCHERS; with ``"ubatch"`` it is whichever ubatch this
+    environment holds."""
     options: tuple[tuple[str, Any], ...] = ()
     worker: str = "gevent"
+    workers: int = 1
 
 
 class Usage(NamedTuple):
-    """What the process has used so far."""
+    """What some processes have used so far, and the first thread of each."""
 
     cpu: float
     first_cpu: float
     first_queued: float
+
+    def since(self, before: Usage) -> Usage:
+        """Return what was used meanwhile."""
+        return Usage(*(now - then for now, then in zip(self, before)))
 
 
 class Server(Gunicorn):
@@ -56,8 +66,10 @@ class Server(Gunicorn):
             "BENCH_OPTIONS": json.dumps(dict(config.options)),
         }
         options = [*WORKERS[config.worker], "-c", str(HERE / "serve_conf.py")]
-        super().__init__("serve_app:app", options, env)
+        super().__init__("serve_app:app", options, env, workers=config.workers)
         self._bodies = Path(self.home.name, "bodies")
+        self._notes = Path(self.home.name, "notes")
+        self._pids: set[int] = set()  # of the workers
         try:
             self._check_answers()
         except BaseException:
@@ -66,26 +78,60 @@ class Server(Gunicorn):
 
     def drive(self, path: str, connections: int, seconds: int) -> dict[str, float]:
         """Have wrk keep so many connections busy; return what was measured."""
-        before, used = self._settled(), self._usage()
+        before, used = self.settled(), self._usage()
         answer, generator_cpu = self._wrk(path, connections, seconds)
         wrong = {k: answer[k] for k in ("refused", "broken", "timeouts") if answer[k]}
         if wrong:
             raise RuntimeError(f"{wrong} of {answer['answered']}; {self.last_words()}")
-        after = self._settled()
-        spent = [b - a for a, b in zip(used, self._usage())]
-        did = {key: after[key] - before[key] for key in COUNTED}
-        return figures(answer, did, Usage(*spent), generator_cpu)
+        after, used_then = self.settled(), self._usage()
+        did = {key: after[key] - before[key] for key in after}
+        spent = {who: used_then[who].since(used[who]) for who in used}
+        return figures(answer, did, spent.pop("server"), generator_cpu, spent)
+
+    def processes(self) -> dict[str, set[int]]:
+        """Return who is there, once each worker has been asked something.
+
+        ``server``: gunicorn's workers. ``model``: the model process, if the handler has
+        one. ``model_server``: what it belongs to, if that is no worker.
+        """
+        model = serve_notes.pids(self._notes) - self._pids
+        above = {_parent(pid) for pid in model} - self._pids
+        found = {"server": self._pids, "model": model, "model_server": above}
+        return {who: pids for who, pids in found.items() if pids}
+
+    def settled(self) -> dict[str, float]:
+        """Return what the handlers have noted, once nothing is left to be done."""
+        before = serve_notes.read(self._notes)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(0.03)
+            after = serve_notes.read(self._notes)
+            if after["calls"] == before["calls"]:
+                return after
+            before = after
+        raise RuntimeError(f"still at work after {PATIENCE:.0f} s")
 
     def _check_answers(self) -> None:
-        """Ask for 32 pictures, 16 at a time: each gets its own digit. Warms up, too."""
-        pictures = self.ask("/pictures")
-        self._bodies.write_text("".join(f"{p['body']}\n" for p in pictures))
+        """Ask for each picture alone, then 16 at a time: the digits are the same.
+
+        Warms up, too. Returns when all workers have been seen.
+        """
+        self._bodies.write_text("".join(f"{body}\n" for body in bodies()))
+        alone = [self._digit(body) for body in bodies()]
         with ThreadPoolExecutor(16) as pool:
-            bodies = [picture["body"] for picture in pictures]
-            answers = list(pool.map(lambda body: self.ask("/predict", body), bodies))
-        wrong = sum(a["digit"] != p["digit"] for a, p in zip(answers, pictures))
+            answers = list(pool.map(self._digit, bodies()))
+        wrong = sum(a != b for a, b in zip(answers, alone, strict=True))
         if wrong:
             raise RuntimeError(f"{wrong} of {len(answers)} got another's answer")
+        deadline = time.monotonic() + PATIENCE
+        while len(self._pids) < self.config.workers:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"workers are missing; {self.last_words()}")
+            self._pids.add(self.ask("/pid")["pid"])
+
+    def _digit(self, body: str) -> int:
+        digit: int = self.ask("/predict", body)["digit"]
+        return digit
 
     def _wrk(
         self, path: str, connections: int, seconds: int
@@ -105,26 +151,17 @@ class Server(Gunicorn):
         answer = json.loads(ended.stdout.splitlines()[-1])
         return answer, (_cpu_of_children() - before) / answer["seconds"]
 
-    def _settled(self) -> dict[str, Any]:
-        """Return the counters once nothing is left to be done."""
-        before: dict[str, Any] = self.ask("/stats")
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            time.sleep(0.03)
-            after: dict[str, Any] = self.ask("/stats")
-            if after["calls"] == before["calls"]:
-                self._pid = after["pid"]
-                return after
-            before = after
-        raise RuntimeError(f"still at work after {PATIENCE:.0f} s")
-
-    def _usage(self) -> Usage:
-        tasks = Path(f"/proc/{self._pid}/task")
-        spent = {int(task.name): _schedstat(task) for task in tasks.iterdir()}
-        return Usage(sum(cpu for cpu, _ in spent.values()), *spent[self._pid])
+    def _usage(self) -> dict[str, Usage]:
+        return {who: _usage_of(pids) for who, pids in self.processes().items()}
 
 
-COUNTED = ("batches", "calls", "seconds", "cpu_seconds")
+@cache
+def bodies() -> list[str]:
+    """Return what is posted; a process that imports the model's things tells."""
+    command = [sys.executable, str(HERE / "serve_model.py")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: list[str] = json.loads(said)
+    return found
 
 
 def figures(
@@ -132,6 +169,7 @@ def figures(
     did: Mapping[str, float],
     used: Usage,
     generator_cpu: float,
+    others: Mapping[str, Usage] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Put together what wrk saw, what the handler counted and what the system billed.
 
@@ -154,17 +192,36 @@ def figures(
         "server_queued": used.first_queued / calls * rate,
         "hub_cpu": used.first_cpu / calls * rate,
         "generator_cpu": generator_cpu,
+        **{f"{who}_cpu": each.cpu / calls * rate for who, each in others.items()},
+        **{
+            f"{who}_queued": each.first_queued / calls * rate
+            for who, each in others.items()
+        },
     }
 
 
 def load_of(metrics: Mapping[str, float]) -> Load:
     """Return what the rule of what binds wants to know."""
-    return Load(**{key: metrics[key] for key in Load._fields})
+    return Load(**{key: metrics[key] for key in Load._fields if key in metrics})
 
 
 def has_wrk() -> bool:
     """Tell whether the load generator is installed."""
     return shutil.which("wrk") is not None
+
+
+def _usage_of(pids: Iterable[int]) -> Usage:
+    found = []
+    for pid in pids:
+        tasks = Path(f"/proc/{pid}/task")
+        spent = {int(task.name): _schedstat(task) for task in tasks.iterdir()}
+        found.append((sum(cpu for cpu, _ in spent.values()), *spent[pid]))
+    return Usage(*map(sum, zip(*found)))
+
+
+def _parent(pid: int) -> int:
+    status = Path(f"/proc/{pid}/stat").read_text()
+    return int(status.rpartition(")")[2].split()[1])
 
 
 def _schedstat(task: Path) -> tuple[float, float]:

@@ -24,7 +24,7 @@ ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
 class Gunicorn:
-    """One gunicorn with one worker process, on a port of its own."""
+    """One gunicorn, on a port of its own."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Gunicorn:
         env: Mapping[str, str],
         python: str = sys.executable,
         *,
+        workers: int = 1,
         own_group: bool = False,
     ) -> None:
         """Start it.
@@ -40,8 +41,9 @@ class Gunicorn:
         Args:
             app: As gunicorn wants it: ``module:name``, where the module is beside this.
             options: More of gunicorn's command line.
-            env: The environment.
+            env: The environment, to which BENCH_HOME is added: a folder of its own.
             python: The interpreter whose gunicorn is meant.
+            workers: How many worker processes.
             own_group: Keep the terminal's Ctrl-C from it, for who ends it himself.
         """
         self.home = tempfile.TemporaryDirectory(prefix="ubatch-")
@@ -50,13 +52,13 @@ class Gunicorn:
         # request comes too early.
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.port: int = listener.getsockname()[1]
-        command = [python, "-m", "gunicorn", app, "-w", "1"]
+        command = [python, "-m", "gunicorn", app, "-w", str(workers)]
         command += ["-b", f"fd://{listener.fileno()}", "--log-level", "warning"]
         with listener, self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--pythonpath", str(HERE), *options],
                 cwd=HERE,
-                env={**env, **ONE_THREAD},
+                env={**env, **ONE_THREAD, "BENCH_HOME": self.home.name},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

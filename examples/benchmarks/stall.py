@@ -5,7 +5,7 @@ sleeps for 1 ms again and again, and notes how late it wakes up: the heartbeat. 
 without it, a process outside sends 400 trivial requests a second to a tiny server in
 that process, by the clock, and notes how long each answer takes. Handlers that free the
 GIL should not be felt. Those that hold it are shown as well, also with
-``sys.setswitchinterval(0.0005)``.
+``sys.setswitchinterval(0.0005)``, and in a process of their own.
 
 "no handler" is what the machine does to a process that does nothing else.
 """
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,16 @@ import plots
 from registry import Benchmark, Cell, Metrics
 from results import Aim, Result, table
 from servers import ONE_THREAD
-from stall_handlers import MAKERS
+from stall_handlers import MAKERS, timed
 from systems import System
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POOL, INLINE, U002 = (
+POOL, INLINE, PROCESS, U002 = (
     "ours:gevent:threadpool",
     "ours:gevent:inline",
+    "ours-process:gevent",
     "ubatch-0.0.2:gevent",
 )
 OUTSIDER = Path(__file__).resolve().with_name("stall_outsider.py")
@@ -47,10 +49,12 @@ PROBES = {"beat": "The heartbeat's lateness", "ping": "An unrelated request"}
 
 
 def cells(system: System, parameters: Cell) -> Sequence[Cell]:
-    """Return the handlers to try; inline, whose answer is known, only two."""
+    """Return the handlers to try; where the answer is known, not all of them."""
     handlers = parameters["handlers"]
     if system.name == INLINE:
         handlers = [name for name in handlers if name in FREE]
+    elif system.name == PROCESS:
+        handlers = [name for name in handlers if name in HELD]
     found = [{"handler": name, "switch_interval": DEFAULT} for name in handlers]
     if system.name != POOL:
         return found
@@ -62,7 +66,7 @@ def cells(system: System, parameters: Cell) -> Sequence[Cell]:
 def measure(system: System, cell: Cell, parameters: Cell) -> Metrics:
     """Return quantiles of both probes, in seconds, and what the handler did."""
     os.environ.update(ONE_THREAD)  # before the first cell imports numpy
-    timed: list[float] = []
+    taken: list[float] = []
     seconds = parameters["seconds"]
     sys.setswitchinterval(cell["switch_interval"])
     try:
@@ -70,45 +74,39 @@ def measure(system: System, cell: Cell, parameters: Cell) -> Metrics:
             # First: to fork while another thread is inside OpenBLAS may never return.
             ask = stack.enter_context(_outsider(seconds))
             if cell["handler"] != NOTHING:
-                stack.enter_context(_busy(system, cell["handler"], timed))
+                stack.enter_context(_busy(system, cell["handler"], taken))
             began = time.perf_counter()
             found = _quantiles("beat", _lateness(seconds))
             found |= _quantiles("ping", ask())
-            batches, taken = len(timed), time.perf_counter() - began
+            batches, wall = len(taken), time.perf_counter() - began
     finally:
         sys.setswitchinterval(DEFAULT)
     if batches:
-        found["handler_seconds"] = sum(timed[:batches]) / batches
-        found["handler_busy"] = sum(timed[:batches]) / taken
+        found["handler_seconds"] = sum(taken[:batches]) / batches
+        found["handler_busy"] = sum(taken[:batches]) / wall
     return found
 
 
 @contextmanager
-def _busy(system: System, handler: str, timed: list[float]) -> Iterator[None]:
+def _busy(system: System, handler: str, taken: list[float]) -> Iterator[None]:
     """Keep a batcher busy: while one batch runs, the calls of the next one wait."""
     from gevent import killall, spawn
 
-    run = MAKERS[handler]()
-
-    def note_time(items: list[Any]) -> list[Any]:
-        began = time.perf_counter()
-        outputs = run(items)
-        timed.append(time.perf_counter() - began)
-        return outputs
-
-    with system.open(note_time, 4, 0.01) as call:
-        callers = [spawn(_ask_for_ever, call) for _ in range(8)]
+    make = partial(timed, handler)
+    with system.open(make if system.elsewhere else make(), 4, 0.01) as call:
+        callers = [spawn(_ask_for_ever, call, taken) for _ in range(8)]
         try:
             call(None)  # it has begun
-            timed.clear()
+            taken.clear()
             yield
         finally:
             killall(callers)
 
 
-def _ask_for_ever(call: Callable[[Any], Any]) -> None:
+def _ask_for_ever(call: Callable[[Any], float], taken: list[float]) -> None:
     while True:
-        call(None)
+        if seconds := call(None):  # for a whole batch
+            taken.append(seconds)
 
 
 def _lateness(seconds: float) -> list[float]:
@@ -268,7 +266,7 @@ def _name_once(axes: Any) -> None:
 BENCHMARK = Benchmark(
     name="stall",
     question="Does everything else stand still while the handler works?",
-    systems=(POOL, INLINE, U002),
+    systems=(POOL, INLINE, PROCESS, U002),
     cells=cells,
     measure=measure,
     table=show,

@@ -1,9 +1,10 @@
 """Does every request get its own answer, or a reason, whatever befalls the server?
 
-A gunicorn of two gevent workers serves Flask and four batchers under steady load while
-workers are reloaded, ended and killed, handlers raise, hang and return garbage, clients
-are slow and leave. The table tells what became of every request; the exit code, whether
-all of them fared as they must.
+A gunicorn of two gevent workers serves Flask and six batchers under steady load while
+workers are reloaded, ended and killed, and so are the model processes and the model
+server of two of these; handlers raise, hang and return garbage, clients are slow and
+leave. The table tells what became of every request; the exit code, whether all of them
+fared as they must.
 """
 
 from __future__ import annotations

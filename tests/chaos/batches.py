@@ -1,13 +1,14 @@
 """What did the handlers do with each batch, and was that as promised?
 
 Every run of a handler is in the journal, by the names of its requests, each of which
-is in one batch alone: so runs that have a name in common are of the same batch.
+is in one batch alone: so runs that have a name in common are of the same batch. Those
+in another process are a further attempt, at what was lost with a model process.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from math import ceil, log2
 from typing import Any
 
@@ -27,12 +28,24 @@ class Batch:
         self.batcher = whole.batcher
         self.pid = whole.pid
         self.began = whole.began
-        self.runs = [whole]
+        self.attempts = [[whole]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those of the last attempt."""
+        return self.attempts[-1]
 
     @property
     def ended(self) -> float:
         """When the last of its runs did."""
         return self.runs[-1].ended
+
+    def add(self, run: Run) -> None:
+        """Take one more in."""
+        if run.pid == self.runs[-1].pid:
+            self.runs.append(run)
+        else:
+            self.attempts.append([run])
 
     @property
     def limit(self) -> float:
@@ -50,7 +63,7 @@ class Batches:
         self.all: list[Batch] = []
         for run in runs:
             if run.names[0] in self.of:
-                self.of[run.names[0]].runs.append(run)
+                self.of[run.names[0]].add(run)
                 continue
             self.all.append(Batch(run))
             self.of.update(dict.fromkeys(run.names, self.all[-1]))
@@ -62,6 +75,11 @@ class Batches:
             return set()
         return {one for one in batch.names if self._error_of(one) == error}
 
+    def ended_before(self, name: str, at: float) -> bool:
+        """Tell whether the answer of a request was there at some time."""
+        batch = self.of.get(name)
+        return batch is not None and batch.ended < at
+
     def in_vain(self, name: str) -> bool:
         """Tell whether as many runs as one bad call may cost have all failed."""
         batch = self.of[name]
@@ -69,12 +87,22 @@ class Batches:
         first = batch.runs[:most]
         return len(first) == most and all(any(self._bad(run.names)) for run in first)
 
-    def run_too_often(self) -> int:
-        """Return how many batches were run more often than is promised."""
-        return sum(len(batch.runs) > self._most_runs(batch) for batch in self.all)
+    def run_too_often(self, lost: Container[int] = ()) -> int:
+        """Return how many batches were run more often than is promised.
+
+        Args:
+            lost: Model processes that were killed: what they had may be run again.
+        """
+        return sum(self._too_often(batch, lost) for batch in self.all)
+
+    def hangs(self, batch: Batch) -> bool:
+        """Tell whether its handler was to hang."""
+        return any(self._requests[name].fault == "hang" for name in batch.names)
 
     def all_stuck(self, pid: int, batcher: str, began: float, ended: float) -> bool:
         """Tell whether no worker can have been free at some moment between the two."""
+        if BATCHERS[batcher].models:
+            return False  # those are killed
         stuck = sum(
             (batch.pid, batch.batcher) == (pid, batcher)
             and batch.limit - LAG < ended
@@ -86,7 +114,7 @@ class Batches:
     def hung(self, pulses: Mapping[int, list[dict[str, Any]]]) -> tuple[int, int]:
         """Return how many ran past the limit, and how many of them were not noticed."""
         hung: Counter[tuple[int, str]] = Counter()
-        for batch in self.all:
+        for batch in self.all:  # but for those in model processes, which tell nothing
             told = pulses[batch.pid][-1]["at"] if batch.pid in pulses else 0.0
             if batch.limit + LAG < min(batch.ended, told):
                 hung[batch.pid, batch.batcher] += 1
@@ -100,7 +128,8 @@ class Batches:
         """Return how many batches ran while another kept the only worker."""
         kept: dict[tuple[int, str], list[Batch]] = defaultdict(list)
         for batch in self.all:
-            if batch.ended > batch.limit and BATCHERS[batch.batcher].workers == 1:
+            kind = BATCHERS[batch.batcher]
+            if batch.ended > batch.limit and kind.workers == 1 and not kind.models:
                 kept[batch.pid, batch.batcher].append(batch)
         return sum(
             any(
@@ -109,6 +138,16 @@ class Batches:
             )
             for batch in self.all
         )
+
+    def _too_often(self, batch: Batch, lost: Container[int]) -> bool:
+        if len(batch.attempts) > 1:
+            first, *more = batch.attempts
+            if not BATCHERS[batch.batcher].retry or more[1:]:
+                return True
+            if first[0].pid not in lost:
+                return True
+        most = self._most_runs(batch)
+        return any(len(attempt) > most for attempt in batch.attempts)
 
     def _most_runs(self, batch: Batch) -> float:
         if BATCHERS[batch.batcher].on_error == "fail":

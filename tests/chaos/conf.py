@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.journal import Journal
-from tests.chaos.plan import ALARM, KIND
+from tests.chaos.journal import HOME, Journal
+from tests.chaos.plan import ALARM, BATCHERS, KIND, socket_of
 from ubatch import gunicorn as hooks
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
@@ -24,6 +24,18 @@ workers = 2
 signal.alarm(int(os.environ[ALARM]))
 
 worker_exit = hooks.worker_exit
+
+_kind = BATCHERS["server"]
+on_starting, on_reload, on_exit = hooks.serve(
+    "tests.chaos.handler:server",
+    socket=socket_of(os.environ[HOME]),
+    max_size=16,
+    processes=_kind.workers,
+    max_pending=_kind.max_pending,
+    on_error=_kind.on_error,
+    handler_timeout=_kind.limit,
+    retry=_kind.retry,
+)
 
 PULSE = 0.25
 """Seconds between two looks of a worker at itself."""
@@ -38,7 +50,7 @@ def pre_request(worker: Any, request: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Have the worker tell how it is, from now on."""
-    from tests.chaos.app import journal
+    from tests.chaos.handler import journal
 
     hooks.post_worker_init(worker)
     worker.journal = journal
@@ -47,7 +59,8 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _pulse(journal: Journal) -> None:
-    from tests.chaos.app import at_work, batchers
+    from tests.chaos.app import batchers
+    from tests.chaos.handler import at_work
 
     process = psutil.Process()
     while True:

@@ -8,15 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from math import inf
 from random import Random
 from typing import NamedTuple
 
 from tests.chaos.journal import Journal
+from tests.chaos.losses import Loss, Losses
+from tests.chaos.processes import children_of
 from tests.children import Server
 
-KINDS = ("hup", "term", "kill", "memory")
-EVERY = 2.5
+KINDS = ("hup", "term", "kill", "lose", "unserve", "memory")
+"""SIGHUP for gunicorn; SIGTERM for a worker; ``kill -9`` of a worker, of a model
+process, of the model server; 300 MB that somebody else takes."""
+
+EVERY = 1.8
 """Seconds between two, on average; one that ends a worker waits until two are up."""
+
+SETTLED = 1.5
+"""Seconds for which both have been up by then; on a busy machine they start slowly."""
 
 ALIVE = 1.0
 """Seconds after its last pulse for which a worker is taken to be up."""
@@ -30,7 +40,7 @@ class Planned(NamedTuple):
     at: float
     kind: str
     victim: int
-    """Which of the workers, if it is only one."""
+    """Which of the processes that it may befall, if it is only one: any number."""
 
 
 class Done(NamedTuple):
@@ -39,7 +49,7 @@ class Done(NamedTuple):
     at: float
     kind: str
     pids: list[int]
-    """The workers that it ends."""
+    """The processes that it ends."""
 
 
 def schedule(seed: str, seconds: float) -> Iterator[Planned]:
@@ -50,7 +60,7 @@ def schedule(seed: str, seconds: float) -> Iterator[Planned]:
         for kind in random.sample(KINDS, len(KINDS)):
             if at >= seconds:
                 return
-            yield Planned(at, kind, random.randrange(2))
+            yield Planned(at, kind, random.randrange(100))
             at += random.uniform(0.5, 1.5) * EVERY
 
 
@@ -63,6 +73,7 @@ class Trouble:
         self._doomed: set[int] = set()
         self._eaters: list[subprocess.Popen[bytes]] = []
         self.done: list[Done] = []
+        self.losses = Losses({}, {})
 
     def up(self) -> list[int]:
         """Return the workers that serve and have not been told to end."""
@@ -76,21 +87,70 @@ class Trouble:
         """Make a fault; return False if it has to wait."""
         if planned.kind == "memory":
             self._eaters.append(subprocess.Popen([sys.executable, "-c", MEMORY]))
-            self.done.append(Done(time.monotonic(), "memory", []))
+            self._note("memory", [])
             return True
         workers = self.up()
-        if len(workers) != 2:
+        if planned.kind == "lose":
+            return self._lose(workers, planned.victim)
+        if planned.kind == "unserve":
+            return self._unserve()
+        if len(workers) != 2 or not all(map(self._settled, workers)):
             return False
-        victims = workers if planned.kind == "hup" else [workers[planned.victim]]
+        one = workers[planned.victim % 2]
+        victims = workers if planned.kind == "hup" else [one]
         self._doomed.update(victims)
-        # Noted before it happens: nobody can be lost to it any sooner.
-        self.done.append(Done(time.monotonic(), planned.kind, victims))
         if planned.kind == "hup":
+            self._note("hup", victims)
             self._server.signal(signal.SIGHUP)
+        elif planned.kind == "term":
+            self._note("term", victims)
+            os.kill(one, signal.SIGTERM)
         else:
-            number = signal.SIGTERM if planned.kind == "term" else signal.SIGKILL
-            os.kill(victims[0], number)
+            models = children_of(one, "model")
+            at = self._note("kill", victims)
+            self.losses.models.update({pid: Loss(at, one) for pid in models})
+            os.kill(one, signal.SIGKILL)
         return True
+
+    def _settled(self, worker: int) -> bool:
+        """Tell whether it has had time for those who waited at the door."""
+        return time.monotonic() - self._journal.pulses[worker][0]["at"] > SETTLED
+
+    def _lose(self, workers: list[int], victim: int) -> bool:
+        """Kill a model process; every other time one that has a batch."""
+        owners = [*workers, *children_of(self._server.pid, "server")]
+        models = {pid: of for of in owners for pid in children_of(of, "model")}
+        if victim % 2:
+            models = {pid: of for pid, of in models.items() if self._runs(pid)}
+        if not models:
+            return False
+        pid = sorted(models)[victim // 2 % len(models)]
+        at = self._note("lose", [pid])
+        self.losses.models[pid] = Loss(at, models[pid])
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _unserve(self) -> bool:
+        """Kill the model server, once it has model processes that would be orphans."""
+        for server in children_of(self._server.pid, "server"):
+            if models := children_of(server, "model"):
+                at = self._note("unserve", [server])
+                self.losses.models.update({pid: Loss(at, server) for pid in models})
+                self.losses.servers[server] = at
+                os.kill(server, signal.SIGKILL)
+                return True
+        return False
+
+    def _runs(self, pid: int) -> bool:
+        last = [run for run in self._journal.runs.values() if run.pid == pid][-1:]
+        return any(run.ended == inf for run in last)
+
+    def _note(self, kind: str, pids: list[int]) -> float:
+        """Note a fault before it happens: nobody can be lost to it any sooner."""
+        at = time.monotonic()
+        self.done.append(Done(at, kind, pids))
+        return at
 
     def kills(self) -> dict[int, float]:
         """Return which workers were killed with ``kill -9``, and when."""

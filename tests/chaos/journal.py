@@ -35,7 +35,9 @@ class Run:
     """Of the requests that it was to answer."""
     began: float
     ended: float = inf
-    """Never, if its worker was gone before that."""
+    """Never, if its process was gone before that."""
+    parent: int = 0
+    """Of that process: in a model process, the one that wants the answers."""
 
 
 class Journal:
@@ -49,7 +51,7 @@ class Journal:
         self.begun: dict[str, Begun] = {}
         """Who took each request up."""
         self.runs: dict[tuple[int, int], Run] = {}
-        """What handlers did: by worker, and by number; in order."""
+        """What handlers did: by process, and by number; in order."""
         self.pulses: dict[int, list[dict[str, Any]]] = {}
         """What each worker told of itself, in order."""
 
@@ -71,7 +73,8 @@ class Journal:
         if "begun" in entry:
             self.begun[entry["begun"]] = Begun(pid, at)
         elif "run" in entry:
-            run = Run(pid, entry["batcher"], entry["names"], at)
+            run = Run(pid, *(entry[key] for key in ("batcher", "names")), at)
+            run.parent = entry["parent"]
             self.runs[pid, entry["run"]] = run
         elif "ran" in entry:
             self.runs[pid, entry["ran"]].ended = at

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import inf
 
-from tests.chaos.batches import Batches
+from tests.chaos.batches import LAG, Batches
 from tests.chaos.client import Request
 from tests.chaos.journal import Begun, Run
+from tests.chaos.losses import NAMES, PROMPT, Losses
 from tests.chaos.plan import BATCHERS, DEADLINE, FATAL, GRACE, OWN_ERROR
 
 COLUMNS = {
@@ -24,6 +25,8 @@ COLUMNS = {
     "vain": "failed with a reason: isolated in vain, all of the first runs failed",
     "503": "refused with a reason: 503, too many wait or the worker ends",
     "stuck": "refused with a reason: 503, every worker is stuck",
+    "gone": "refused with a reason: 503, lost with a model process or server",
+    "alone": "refused with a reason: 503, no model server for 3 s",
     "504": "refused with a reason: 504, its deadline has passed",
     "shed": "refused with a reason: 504, it can make its deadline no more",
     "overrun": "refused with a reason: 504, the handler ran past handler_timeout",
@@ -38,20 +41,16 @@ MUST_BE_0 = ("wrong", "blamed", "hung", "lost")
 
 # What the refusals say, by their class and the start of what they say.
 STUCK = "every worker "
-PASSED = f"no result within the call's deadline of {DEADLINE:g} seconds"
+PASSED = re.compile(r"no result within the call's deadline of (\S+) seconds")
 OVERRUN = "the handler has run for handler_timeout="
 AHEAD = re.compile(
-    rf"given up (\S+) s before the call's deadline of {DEADLINE:g} seconds, since"
+    r"given up (\S+) s before the call's deadline of (\S+) seconds, since"
 )
 ROUNDED = 1.05
 """How much more than it says the time left of one that is given up ahead may be."""
 
 SOON = 0.5
 """Seconds after a ``kill -9`` in which a client hears of it, however slow it is."""
-
-
-PROMPT = 0.05
-"""Seconds in which one comes, once it is noted."""
 
 
 class Ledger:
@@ -63,17 +62,25 @@ class Ledger:
         begun: Mapping[str, Begun],
         kills: Mapping[int, float],
         runs: Iterable[Run] = (),
+        losses: Losses = Losses({}, {}),
     ) -> None:
         self.requests = list(requests)
         self._by_name = {request.name: request for request in self.requests}
         self._begun = begun
         self._kills = kills
+        self._losses = losses
         self.batches = Batches(runs, self._by_name)
         self.columns = {each.name: self._column(each) for each in self.requests}
 
     def counts(self) -> Counter[str]:
         """Return how many requests are in each column."""
         return Counter(self.columns.values())
+
+    def share_right(self, batcher: str) -> float:
+        """Return which share of a batcher's requests was answered right."""
+        mine = [each.name for each in self.requests if each.batcher == batcher]
+        right = sum(self.columns[name] in ("right", "own") for name in mine)
+        return right / len(mine) if mine else 0.0
 
     def guilty(self) -> list[str]:
         """Return the requests that must not be, with the evidence."""
@@ -145,25 +152,43 @@ class Ledger:
     def _judge_refusal(self, request: Request) -> str:
         """Return the column of a request that was refused: is what it says true?"""
         kind, says = (request.status, request.error), request.message
-        says = says.removeprefix(f"{request.batcher}: ")
+        name = NAMES.get(request.batcher, request.batcher)
+        says = says.removeprefix(f"{request.batcher}: ").removeprefix(f"{name}: ")
         waited, limit = self._waited(request), BATCHERS[request.batcher].limit
-        if kind in ((503, "QueueFull"), (503, "Stopped")):
+        if kind == (503, "QueueFull"):
             return "503"
+        if kind == (503, "Stopped"):  # a worker; the model server does not end
+            return "503" if request.message.startswith(request.batcher) else "wrong"
+        began, ended = request.ended - waited, request.ended
+        if kind == (503, "WorkerLost"):
+            if self._losses.left_alone(request, self.batches):
+                return "alone"
+            known = self._losses.explain(request, began, self.batches)
+            return "gone" if known else "wrong"
         if kind == (503, "BackendError") and says.startswith(STUCK):
-            began, ended = request.ended - waited, request.ended
             where = request.pid, request.batcher
             return "stuck" if self.batches.all_stuck(*where, began, ended) else "wrong"
         if kind != (504, "DeadlineExceeded"):
             return "wrong"
-        if says == PASSED:
-            return "504" if waited >= DEADLINE else "wrong"
+        passed = PASSED.fullmatch(says)
+        if passed is not None and self._is_deadline(request, passed[1]):
+            untold = self.batches.ended_before(request.name, began + DEADLINE - LAG)
+            return "504" if waited >= DEADLINE and not untold else "wrong"
         if says.startswith(f"{OVERRUN}{limit:g} seconds"):
             return "overrun" if waited >= limit else "wrong"
         ahead = AHEAD.match(says)
         if ahead is None or request.name in self.batches.of:
             return "wrong"
+        if not self._is_deadline(request, ahead[2]):
+            return "wrong"
         left = ROUNDED * float(ahead[1])
         return "shed" if left > 0.0 and waited >= DEADLINE - left else "wrong"
+
+    def _is_deadline(self, request: Request, says: str) -> bool:
+        """Tell whether a deadline is that of the call, or what a server had of it."""
+        if BATCHERS[request.batcher].models == "server":
+            return 0.0 < float(says) <= DEADLINE
+        return says == f"{DEADLINE:g}"
 
     def _was_killed(self, request: Request) -> bool:
         """Tell whether a kill -9 explains that a request got no answer.

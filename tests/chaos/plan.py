@@ -42,6 +42,10 @@ class Kind(NamedTuple):
     takes: float
     """Seconds that each run of its handler takes."""
     max_pending: int = 24
+    models: str = ""
+    """Whose model processes run its handler: a ``worker``'s, the ``server``'s."""
+    retry: bool = False
+    """What a model process had that was lost is run again, once."""
 
 
 BATCHERS = {
@@ -51,6 +55,10 @@ BATCHERS = {
     "hub": Kind(1, "isolate", 2.5, 0.0008, 0.003),
     # Stuck before the deadline, and so often that now and then all are.
     "shared": Kind(1, "fail", 0.6, 0.005, 0.003),
+    # So slow that they have a batch much of the time, when they are killed; but not so
+    # slow that a batch in which many are bad were stuck before its deadline.
+    "process": Kind(1, "isolate", 0.8, 0.003, 0.02, models="worker"),
+    "server": Kind(2, "isolate", 0.8, 0.003, 0.02, 48, models="server", retry=True),
 }
 """The routes of the app, each with a batcher of its own kind."""
 
@@ -89,8 +97,11 @@ DNS = 0.05
 """The share of requests that look a host name up before they call."""
 
 
-def shares_of(batcher: str) -> dict[str, float]:
+def shares_of(batcher: str, calm: bool = False) -> dict[str, float]:
     """Return which faults a batcher's items ask for, and how often.
+
+    Args:
+        calm: None that ends the process of the handler.
 
     On the hub itself SystemExit ends the process, as it should: gunicorn ends a
     worker so. There it would be a fault of the app.
@@ -98,6 +109,8 @@ def shares_of(batcher: str) -> dict[str, float]:
     shares = {name: fault.share for name, fault in FAULTS.items()}
     if batcher == "hub":
         del shares["exit"]
+    if calm and BATCHERS[batcher].models:
+        return shares
     return {**shares, "hang": BATCHERS[batcher].hangs}
 
 
@@ -109,6 +122,11 @@ def one_of(random: Random, shares: dict[str, float]) -> str:
         if rest < 0:
             return name
     return ""
+
+
+def socket_of(home: str) -> str:
+    """Return where the model server of a trial listens."""
+    return f"{home}/run/model.sock"
 
 
 def answer_to(name: str, data: str) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tests.chaos.faults import KINDS, Done
+from tests.chaos.faults import KINDS, Trouble
 from tests.chaos.ledger import COLUMNS, MUST_BE_0, Ledger
+from tests.chaos.losses import Orphans
+from tests.chaos.plan import BATCHERS
+from tests.chaos.processes import Figures, Look
 from tests.tables import table
 
 Pulse = dict[str, Any]
@@ -23,11 +27,36 @@ have three threads, which may not have been needed before the first rest; under 
 each has two files once it has slept: a hub. gthread has 64 more threads.
 """
 
+WAITS = ("pending", "running")
+"""What a model server tells of calls that it has not answered yet."""
+
 LEAST_RIGHT = 0.3
 """The share of requests that has to be right, or the trial has shown nothing."""
 
 ENOUGH_PAST = 5
 """Batches past the limit, of which one at least has to be seen to be replaced."""
+
+
+MODEL_GROWTH = {"rss": 5.0, "fds": 2.0, "threads": 2.0}
+"""The same for a model process, or a model server, that lived on."""
+
+WORKERS = 2
+MODELS = sum(
+    kind.workers * (WORKERS if kind.models == "worker" else 1)
+    for kind in BATCHERS.values()
+    if kind.models
+)
+"""Model processes that there are once all batchers have been called."""
+
+
+class Rest(NamedTuple):
+    """What there was when nobody had called for a while."""
+
+    pulses: list[Pulse]
+    """The last of each worker."""
+    status: dict[str, Any]
+    """What the model server told."""
+    look: Look
 
 
 class Row(NamedTuple):
@@ -42,30 +71,33 @@ class Row(NamedTuple):
 def rows(
     kind: str,
     ledger: Ledger,
-    done: list[Done],
+    trouble: Trouble,
     hung: tuple[int, int],
-    before: list[Pulse],
-    after: list[Pulse],
+    orphans: Orphans,
+    rests: tuple[Rest, Rest],
+    left_over: int,
 ) -> list[Row]:
     """Return the table of a trial.
 
     Args:
         kind: Of gunicorn's workers.
         ledger: Its requests.
-        done: Its faults.
+        trouble: Its faults.
         hung: How many batches ran past the limit; how many of them went unnoticed.
-        before: The last pulse of each worker when nobody had called for a while.
-        after: The same once more, after further load.
+        orphans: Runs in model processes that must not be.
+        rests: The first of them, and another one after further load.
+        left_over: Processes that were left after the end.
     """
     sent, counts = len(ledger.requests), ledger.counts()
     share = (counts["right"] + counts["own"]) / sent if sent else 0.0
-    made = Counter(one.kind for one in done)
+    made = Counter(one.kind for one in trouble.done)
     enough = share > LEAST_RIGHT
-    left, stuck = (
-        sum(pulse[what] for pulse in (*before, *after)) for what in ("left", "stuck")
-    )
+    before, after = rests
+    pulses = *before.pulses, *after.pulses
+    left, stuck = (sum(pulse[what] for pulse in pulses) for what in ("left", "stuck"))
+    left += sum(rest.status.get(what, 0) for rest in rests for what in WAITS)
     batches, (past, missed) = ledger.batches, hung
-    often, replaced = batches.run_too_often(), batches.replaced()
+    often, replaced = batches.run_too_often(trouble.losses.models), batches.replaced()
     return [
         Row("sent", _number(sent)),
         *(_row(column, text, counts) for column, text in COLUMNS.items()),
@@ -84,7 +116,8 @@ def rows(
         Row("right, share", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", enough),
         Row("latest answer, after its deadline", f"{ledger.latest():.2f} s"),
         Row("longest wait for a worker", f"{ledger.longest_at_the_door():.2f} s"),
-        *_growth(GROWTH[kind], before, after),
+        *_growth(GROWTH[kind], before.pulses, after.pulses),
+        *_beside(ledger, orphans, before, after, left_over),
         Row(", ".join(KINDS), ", ".join(str(made[kind]) for kind in KINDS)),
     ]
 
@@ -100,6 +133,65 @@ def _row(column: str, what: str, counts: Counter[str]) -> Row:
     if column not in MUST_BE_0:
         return Row(what, _number(count))
     return Row(what, _number(count), "0", count == 0)
+
+
+def _beside(
+    ledger: Ledger, orphans: Orphans, before: Rest, after: Rest, left_over: int
+) -> list[Row]:
+    """Return what is said of model processes and of the model server."""
+    shares = [
+        Row(f"right, share of {name}", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", good)
+        for name in BATCHERS
+        if BATCHERS[name].models
+        for share in [ledger.share_right(name)]
+        for good in [share > LEAST_RIGHT]
+    ]
+    clients = after.status.get("clients", 0)
+    alive = len(after.look.models)
+    strays = before.look.strays + after.look.strays
+    beyond, cut, unwanted = orphans
+    return [
+        *shares,
+        Row(
+            "model processes alive at the end", f"{alive}", f"{MODELS}", alive == MODELS
+        ),
+        _grown("model process", before.look.models, after.look.models),
+        _grown("model server", before.look.servers, after.look.servers),
+        Row(
+            "clients of the model server",
+            f"{clients}",
+            f"{WORKERS}",
+            clients == WORKERS,
+        ),
+        _none("model processes not killed at handler_timeout", beyond),
+        _none("model processes that ended in a batch for no reason", cut),
+        _none("runs for a worker or a model server that was gone", unwanted),
+        _none("processes at rest that nobody wants", strays),
+        _none("processes left when gunicorn had ended", left_over),
+    ]
+
+
+def _none(what: str, count: int) -> Row:
+    return Row(what, _number(count), "0", count == 0)
+
+
+def _grown(
+    what: str, before: Mapping[int, Figures], after: Mapping[int, Figures]
+) -> Row:
+    """Return the growth of the one that grew most; all have to have lived on."""
+    pairs = [(before[pid], after[pid]) for pid in after if pid in before]
+    if not pairs or len(pairs) < len(before):
+        wanted = f"{max(len(before), 1)}"
+        return Row(f"{what}, as many lived on", f"{len(pairs)}", wanted, False)
+    units = (MB, 1.0, 1.0)
+    most = [max((b[i] - a[i]) / units[i] for a, b in pairs) for i in range(len(units))]
+    good = all(found <= bound for found, bound in zip(most, MODEL_GROWTH.values()))
+    return Row(
+        f"growth of a {what}: RSS in MB, open files, threads",
+        ", ".join(f"{each:.3g}" for each in most),
+        "<= " + ", ".join(f"{each:g}" for each in MODEL_GROWTH.values()),
+        good,
+    )
 
 
 def _growth(

@@ -1,35 +1,42 @@
 """How is one trial run?
 
 First all the faults; then a rest, and load again without those faults that end
-workers, so that what a worker has grown by can be seen at the rest after it.
+processes, so that what one has grown by can be seen at the rest after it. Then gunicorn
+is told to end, and nothing may be left of it.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.chaos.client import Request
 from tests.chaos.faults import Planned, Trouble, schedule
 from tests.chaos.journal import HOME, Journal
 from tests.chaos.ledger import Ledger
-from tests.chaos.plan import ALARM, KIND
-from tests.chaos.report import Row, rows
+from tests.chaos.losses import orphans
+from tests.chaos.plan import ALARM, KIND, socket_of
+from tests.chaos.processes import look, of_trial, status
+from tests.chaos.report import Rest, Row, rows
 from tests.children import PATIENCE, ROOT, Server, environment
 
 STORMY = 0.6
-"""The share of the time in which workers are ended."""
+"""The share of the time in which processes are ended."""
 
 IDLE = {"GEVENT_THREADPOOL_IDLE_TASK_TIMEOUT": "1"}
 """gevent ends a thread of the hub's pool after so many seconds; 5 by default."""
 
 REST = 2.0
 """Seconds without a call after which a worker is at rest, and such threads are gone."""
+
+GONE = 2.0
+"""Seconds after gunicorn's end in which what was beside its workers is gone."""
 
 Tell = Callable[[float], object]
 
@@ -68,17 +75,22 @@ class Trial:
             stormy = seconds * STORMY
             plan = list(schedule(f"{self._seed}", stormy))
             self._load(server, "storm", stormy, plan, trouble)
-            before = self._rest(trouble)
+            before = self._rest(server, trouble)
             self._load(server, "calm", seconds - stormy, [], trouble)
-            after = self._rest(trouble)
+            after = self._rest(server, trouble)
             trouble.end()
+            server.signal(signal.SIGTERM)
+            server.end()
+            left = self._left()
         self._journal.close()
-        journal = self._journal
+        journal, losses, kills = self._journal, trouble.losses, trouble.kills()
         runs = journal.runs.values()
-        ledger = Ledger(self._requests, journal.begun, trouble.kills(), runs)
+        ledger = Ledger(self._requests, journal.begun, kills, runs, losses)
         hung = ledger.batches.hung(journal.pulses)
+        bad = orphans(ledger.batches, losses, kills, journal.begun)
+        rests = before, after
         return Result(
-            rows(self._kind, ledger, trouble.done, hung, before, after), ledger.guilty()
+            rows(self._kind, ledger, trouble, hung, bad, rests, left), ledger.guilty()
         )
 
     def _load(
@@ -91,7 +103,8 @@ class Trial:
     ) -> None:
         """Have requests sent for so many seconds, and meanwhile make the faults."""
         path = self._home / phase
-        command = [server.port, f"{self._seed}-{phase}", seconds, self._rate, path]
+        command = [server.port, f"{self._seed}-{phase}", seconds, self._rate]
+        command += [int(phase == "calm"), path]
         began, coming = time.monotonic(), list(plan)
         with subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.load", *map(str, command)],
@@ -113,8 +126,8 @@ class Trial:
         assert load.returncode == 0, "the load failed"
         self._requests += map(_request, path.read_text().splitlines())
 
-    def _rest(self, trouble: Trouble) -> list[dict[str, Any]]:
-        """Wait until nothing is done; return the last that each worker has told."""
+    def _rest(self, server: Server, trouble: Trouble) -> Rest:
+        """Wait until nothing is done; return what there is then."""
         self._until(lambda: len(trouble.up()) == 2)
         quiet = time.monotonic()
         end = quiet + PATIENCE / 4
@@ -124,7 +137,18 @@ class Trial:
             last = [self._journal.pulses[pid][-1] for pid in trouble.up()]
             if any(each["left"] or each["at_work"] or each["stuck"] for each in last):
                 quiet = time.monotonic()
-        return last
+        home = f"{self._home}"
+        seen = look(home, server.pid, trouble.up())
+        return Rest(last, status(socket_of(home)), seen)
+
+    def _left(self) -> int:
+        """Return how many processes are left once gunicorn has ended."""
+        end = time.monotonic() + GONE
+        while left := len(list(of_trial(f"{self._home}"))):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        return left
 
     def _until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -11,7 +11,7 @@ Nothing here imports more than the standard library until a system is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 from environments import Environment
 from systems import floors, ours, rivals
 
-Handler = Callable[[list[Any]], Sequence[Any]]
 Call = Callable[[Any], Any]
 
 
@@ -34,6 +33,9 @@ class System:
     opener: Callable[..., AbstractContextManager[Call]]
     environment: Environment | None = None
     """Where it runs; None for this interpreter and the working tree."""
+    elsewhere: bool = False
+    """Whether handlers run in another process: it is opened with what makes one, a
+    function that can be pickled or ``"module:function"``."""
 
     @property
     def patched(self) -> bool:
@@ -41,13 +43,13 @@ class System:
         return self.world == "gevent"
 
     def open(
-        self, handler: Handler, max_size: int, timeout: float, **options: Any
+        self, handler: Any, max_size: int, timeout: float, **options: Any
     ) -> AbstractContextManager[Call]:
         """Return a context in which the system's *call* can be made.
 
         Args:
-            handler: Takes a list, returns a list. Not a coroutine function: where a
-                system wants one, it is wrapped.
+            handler: Takes a list, returns a list; or what makes that, see *elsewhere*.
+                Not a coroutine function: where a system wants one, it is wrapped.
             max_size: Calls in a batch at most.
             timeout: Seconds that a batch may wait for more calls.
             options: More options of ours, such as ``linger="now"``.
@@ -74,6 +76,11 @@ SYSTEMS = {
         System("ours:gevent:inline", "gevent", ours.inline),
         System("ours:gevent:threadpool", "gevent", ours.threadpool),
         System("ours:thread", "thread", ours.thread),
+        *(
+            System(f"ours-{name}:{world}", world, opener(world), elsewhere=True)
+            for name, opener in (("process", ours.process), ("server", ours.server))
+            for world in ("gevent", "thread")
+        ),
         *(
             System(f"linger:{name}", "gevent", ours.lingering(name))
             for name in ("now", "settle", "full", "adaptive")

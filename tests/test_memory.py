@@ -1,0 +1,202 @@
+"""Do large arrays arrive through shared memory, that is used again once unused?"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import struct
+from _socket import SCM_RIGHTS, SOL_SOCKET, socketpair
+from collections.abc import Iterator
+
+import numpy
+import pytest
+
+from ubatch.backends.native import wait_for
+from ubatch.channel import Channel
+from ubatch.memory import FEW, SEGMENTS, WORTH
+from ubatch.wire import Frame, Kind, Part, WireError
+
+LARGE = bytes(WORTH)
+
+
+@pytest.fixture
+def channels() -> Iterator[tuple[Channel, Channel]]:
+    """Two channels, one at each end."""
+    both = tuple(Channel(end, wait_for, largest=64 * WORTH) for end in socketpair())
+    yield both[0], both[1]
+    for channel in both:
+        channel.close()
+
+
+def pass_on(sender: Channel, receiver: Channel, *parts: Part) -> Frame:
+    """Send a frame, and return it as it arrives."""
+    sender.send(Kind.JOB, 1, "head", parts)
+    frame = receiver.receive(timeout=5.0)
+    assert frame is not None and frame.head == "head"
+    return frame
+
+
+def is_shared(part: Part) -> bool:
+    return isinstance(part, memoryview)
+
+
+def test_large_parts_are_shared_and_small_ones_sent(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """They arrive in their places, whatever went which way."""
+    parts = [b"a", os.urandom(WORTH), b"", os.urandom(WORTH + 1), b"z" * 20_000, b"b"]
+    frame = pass_on(*channels, *parts)
+    assert parts == [bytes(part) for part in frame.parts]
+    assert [is_shared(p) for p in frame.parts] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    frame = pass_on(*channels, b"x" * 20_000)
+    assert not is_shared(frame.parts[0]), "it is not worth it"
+
+
+def test_what_is_read_does_not_change(channels: tuple[Channel, Channel]) -> None:
+    """As long as anything refers to a segment, nobody writes into it."""
+    ours, theirs = channels
+    kept = []
+    for number in range(3 * SEGMENTS):
+        wanted = bytes([number]) * WORTH
+        frame = pass_on(ours, theirs, wanted)
+        array = numpy.frombuffer(frame.parts[0], numpy.uint8)[::7]  # a view of a view
+        kept.append((wanted[::7], array))
+        del frame
+        pass_on(theirs, ours, b"")  # which tells what is not used
+    assert all(wanted == array.tobytes() for wanted, array in kept)
+
+
+def test_a_segment_is_used_again_when_nothing_refers_to_it(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """A thousand large frames need no more files than one, and none goes by socket."""
+    ours, theirs = channels
+    pass_on(ours, theirs, LARGE)
+    files = len(os.listdir("/proc/self/fd"))
+    for number in range(1000):
+        wanted = bytes([number % 251]) * WORTH
+        frame = pass_on(ours, theirs, wanted)
+        assert is_shared(frame.parts[0]) and wanted == frame.parts[0]
+        del frame
+        pass_on(theirs, ours, b"")
+    assert len(os.listdir("/proc/self/fd")) <= files + 2 * SEGMENTS
+
+
+def test_where_no_segment_is_free_the_socket_is_used(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """However many are kept, what comes after them arrives too."""
+    ours, theirs = channels
+    kept = [pass_on(ours, theirs, LARGE) for _ in range(SEGMENTS + 2)]
+    shared = [is_shared(frame.parts[0]) for frame in kept]
+    assert shared == [True] * SEGMENTS + [False] * 2
+    assert all(LARGE == bytes(frame.parts[0]) for frame in kept)
+
+
+def test_a_larger_batch_gets_a_larger_segment(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """Those that are too small are replaced, and what refers to them stays."""
+    ours, theirs = channels
+    small = [pass_on(ours, theirs, bytes([n]) * WORTH) for n in range(SEGMENTS)]
+    del small[1:]
+    gc.collect()
+    pass_on(theirs, ours, b"")
+    large = os.urandom(20 * WORTH)
+    frame = pass_on(ours, theirs, large)
+    assert is_shared(frame.parts[0]) and large == frame.parts[0]
+    assert bytes(WORTH) == small[0].parts[0]
+
+
+def raw(note: object, fds: list[int] = []) -> Channel:
+    """Return a channel to which a note has been sent that nobody has checked."""
+    ours, theirs = socketpair()
+    first = json.dumps([None, note]).encode()
+    header = struct.pack("<4sBBHIQ", b"ubat", 1, 6, 1, 0, len(first))
+    data = header + struct.pack("<Q", len(first)) + first
+    rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+    theirs.sendmsg([data], rights if fds else [])
+    theirs.close()
+    return Channel(ours, wait_for, largest=1 << 20)
+
+
+def sealed(size: int, seals: bool = True) -> int:
+    """Return a file of shared memory."""
+    import fcntl
+
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    if seals:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        [[], 0, None, [0], [[0, 10]]],  # no such segment
+        [[], 0, 4096, [0], [[0, 10]]],  # whose file did not come
+        [[]] * 2,
+        [1],
+        [[], 0, None, 0, 0],
+        [[], [], None, [], []],
+        [[], 0, "x", [], []],
+        [{}, 1, 2, 3, 4, 5],
+    ],
+    ids=str,
+)
+def test_a_note_that_makes_no_sense_is_refused(note: object) -> None:
+    """With a WireError, whatever is in it."""
+    channel = raw(note)
+    with pytest.raises(WireError):
+        channel.receive(timeout=5.0)
+    channel.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "seals", "note"),
+    [
+        (4096, False, [[], 0, 4096, [0], [[0, 10]]]),  # it could be cut short
+        (4096, True, [[], 0, 4097, [0], [[0, 10]]]),  # it is shorter than is said
+        (4096, True, [[], 0, 2**70, [0], [[0, 10]]]),
+        (4096, True, [[], 0, -1, [0], [[0, 10]]]),
+        (4096, True, [[], SEGMENTS, 4096, [0], [[0, 10]]]),
+        (4096, True, [[], 0, 4096, [0], [[4090, 10]]]),  # beyond its end
+        (4096, True, [[], 0, 4096, [0], [[-10, 5]]]),
+        (4096, True, [[], 0, 4096, [0], [[0, -5]]]),
+        (4096, True, [[], 0, 4096, [0, 1], [[0, 10]]]),
+        (4096, True, [[], 0, 4096, ["x"], [[0, 10]]]),
+        (4096, True, [[], 0, 4096, [0], [["a", 10]]]),
+        (1 << 21, True, [[], 0, 1 << 21, [0], [[0, 1 << 21]]]),  # more than is allowed
+    ],
+    ids=str,
+)
+def test_memory_that_is_not_as_is_said_is_refused(
+    size: int, seals: bool, note: object
+) -> None:
+    """Nobody can have this process read what is not there, or will not be."""
+    fd = sealed(size, seals)
+    channel = raw(note, [fd])
+    os.close(fd)
+    with pytest.raises(WireError):
+        channel.receive(timeout=5.0)
+    channel.close()
+
+
+def test_descriptors_that_nobody_speaks_of_are_closed() -> None:
+    """However many a client sends, no file of it stays open."""
+    files = len(os.listdir("/proc/self/fd"))
+    fd = sealed(4096)
+    channel = raw([[]], [fd] * (2 * FEW))
+    os.close(fd)
+    assert channel.receive(timeout=5.0) is not None
+    channel.close()
+    assert files == len(os.listdir("/proc/self/fd"))
