@@ -204,10 +204,10 @@ def give_size(size: int) -> bytes:
 
 
 def limit_frames(size: int) -> None:
-    """Allow frames of no more bytes."""
+    """Send no frames of more bytes."""
     for found in gc.get_objects():
         if isinstance(found, Channel):
-            found.largest = size
+            found.largest_sent = size
 
 
 def die(pid: int) -> Any:
