@@ -490,6 +490,16 @@ def test_a_process_that_ends_by_itself_is_lost_too(site: Site) -> None:
 
 
 @pytest.mark.concurrency
+def test_a_process_that_hangs_up_is_ended(site: Site) -> None:
+    """What it goes on to do is of no use to anybody."""
+    ub = site.batcher(obey)
+    pid = ub.ubatch(call(os.getpid))
+    with pytest.raises(WorkerLost, match=f"{pid} was killed by SIGKILL while it had"):
+        ub.ubatch(call(models.hang_up, site.gate.path))
+    assert pid != ub.ubatch(call(os.getpid))
+
+
+@pytest.mark.concurrency
 def test_a_signal_that_has_no_name_is_told_by_its_number(site: Site) -> None:
     """Real-time signals end a process like others."""
     ub = site.gated()

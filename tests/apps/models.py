@@ -17,6 +17,7 @@ from typing import Any
 from tests.apps.inside import Record
 from ubatch import ProcessExecutor, UBatch, ubatch_decorator
 from ubatch.channel import Channel
+from ubatch.spawn import FD
 
 Handler = Callable[..., Any]
 
@@ -213,6 +214,12 @@ def limit_frames(size: int) -> None:
     for found in gc.get_objects():
         if isinstance(found, Channel):
             found.largest_sent = size
+
+
+def hang_up(gate: str) -> None:
+    """Close the socket, and go on."""
+    os.close(FD)
+    wait_at(gate)
 
 
 def die(pid: int) -> Any:
