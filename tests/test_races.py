@@ -50,6 +50,7 @@ from ubatch.link import Link
 from ubatch.nesting import waiting_for
 from ubatch.origin import Found
 from ubatch.remote import Remote
+from ubatch.spawn import Process, _status_of
 
 SOURCES = Path(ubatch.__file__).parent
 
@@ -589,3 +590,23 @@ def remote_of(ub: UBatch[Any, Any]) -> Remote:
     remote = ub._here()._executor
     assert isinstance(remote, Remote)
     return remote
+
+
+def test_race_reaped(threads: World) -> None:
+    """Both who wait for a process are told how it ended."""
+    process = Process("model", backends.load("thread")[0])
+    others: list[NativeCaller] = []
+
+    def wait() -> str:
+        assert process.wait(20.0)
+        return process.fate
+
+    def wait_beside() -> None:
+        others.append(NativeCaller(wait))
+        time.sleep(0.1)  # it would have been told by then
+
+    process.kill()
+    with before(_status_of, "if ended is None", wait_beside):
+        assert "was killed by SIGKILL" == wait()
+    assert "was killed by SIGKILL" == others[0].result()
+    process.close()

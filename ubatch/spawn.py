@@ -18,7 +18,7 @@ from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined
 from typing import Protocol
 
 from ubatch import process
-from ubatch.backends.native import start_process
+from ubatch.backends.native import allocate_lock, start_process
 from ubatch.channel import Channel, WaitFor
 
 FD = 3
@@ -75,6 +75,7 @@ class Process:
         self._waits = waits
         self._epoch = process.epoch
         self._status: int | None = None  # as subprocess has it
+        self._reaping = allocate_lock()
 
     def kill(self) -> None:
         """End it now, whatever it does. Does not block."""
@@ -94,9 +95,12 @@ class Process:
                 self._waits.wait_idly(self._pidfd)
             elif not self._waits.wait_for(self._pidfd, False, timeout):
                 return False
-            status = _status_of(self.pid)
-            if self._status in (None, UNKNOWN):  # or another waiter was told
-                self._status = status
+            # Race (reaped): 1. one waiter takes the status from the kernel; 2. another
+            #       finds that it has none; 3. the first one says what it was. So one
+            #       at a time asks, and the second one does not.
+            with self._reaping:
+                if self._status is None:
+                    self._status = _status_of(self.pid)
         return True
 
     @property
