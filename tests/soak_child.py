@@ -168,6 +168,10 @@ class Soak:
         future.add_done_callback(called_back)
         return future.result()
 
+    def foreign(self) -> int:
+        """Return how many threads are there to call from: they come and go."""
+        return gevent.get_hub().threadpool.size if self._kind == "gevent" else 0
+
     def kill(self) -> None:
         """Kill a model process, if there are any."""
         self.kills += 1  # before that: somebody may hear of it at once
@@ -268,7 +272,7 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
         "lost": soak.lost,
         "rss": process.memory_info().rss,
         "fds": process.num_fds(),
-        "threads": process.num_threads(),
+        "threads": process.num_threads() - soak.foreign(),
         "greenlets": sum(
             isinstance(each, gevent.Greenlet) and not each.dead for each in everything
         ),
