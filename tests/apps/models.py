@@ -204,7 +204,7 @@ def give_size(size: int) -> bytes:
 
 
 def limit_frames(size: int) -> None:
-    """Allow frames of no more bytes."""
+    """Send no frames of more bytes."""
     for found in gc.get_objects():
         if isinstance(found, Channel):
             found.largest_sent = size
