@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,9 +32,8 @@ from ubatch import (
     RemoteError,
     address,
 )
-from ubatch.channel import HEADS
 from ubatch.parcel import pack_columns
-from ubatch.wire import HEADER, MAGIC, VERSION, Kind, encode
+from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind, encode
 
 pytestmark = [once, pytest.mark.server]
 
@@ -288,6 +288,23 @@ def test_an_answer_that_is_too_large_fails_alone(tmp_path: Path) -> None:
         assert ["other"] == other.answers(1)[0]["row"]
 
 
+def test_asks_that_are_too_large_together_are_run_apart(tmp_path: Path) -> None:
+    """What clients ask for at once may be more than one frame to the model holds."""
+    with held(tmp_path, largest=100_000) as here, ExitStack() as stack:
+        raws = [here.client(stack) for _ in range(3)]
+        for number, raw in enumerate(raws):
+            raw.ask(1, [bytes(60_000), number])
+        more = here.client(stack)
+        more.ask(1, [bytes(60_000), bytes(60_000)])  # is too large by itself
+        here.server.until(lambda: here.server.pending() == 8)
+        here.release()
+        for number, raw in enumerate(raws):
+            assert [number] == raw.answers(2)[1]["row"]
+        for error in more.answers(2).values():
+            assert BackendError is type(error)
+            assert "100000 are allowed" in str(error)
+
+
 # Clients that leave
 
 
@@ -343,12 +360,39 @@ def test_a_client_that_is_gone_is_not_worked_for(tmp_path: Path) -> None:
         assert [["'hold'"], ["'c'"]] == here.server.handled()
 
 
+def test_a_server_that_ends_sends_all_of_its_answers(tmp_path: Path) -> None:
+    """It takes nobody for answered whose answers are still on their way."""
+    with ModelServer(tmp_path) as server, Raw(server.path) as raw:
+        raw.hello()
+        for number in range(20):
+            raw.ask(number, [["large", 1_000_000]])
+        server.until(lambda: server.status()["results_total"] == 20)
+        server.signal(signal.SIGTERM)
+        server.until(lambda: "ends, once" in server.log)
+        time.sleep(0.2)  # in which it could hang up
+        for _ in range(20):
+            assert bytes(1_000_000) == raw.answers(1)[0]
+        assert Kind.BYE is received(raw).kind
+        raw.ask(1, ["late"])
+        untaken = received(raw)
+        assert (Kind.BYE, 1) == (untaken.kind, untaken.ident)
+        raw.close()
+        assert 0 == server.end()
+        assert not server.noise()
+
+
+def received(raw: Raw) -> Frame:
+    frame = raw.receive()
+    assert frame is not None
+    return frame
+
+
 # Clients that misbehave
 
 
 def frame(kind: Kind, head: object, *parts: bytes, note: Any = ((),)) -> bytes:
     """Return a frame number 1, whatever it says."""
-    return b"".join(encode(kind, 1, head, note, parts))
+    return b"".join(encode(kind, 1, head, parts, note))
 
 
 def calls(head: object, *parts: bytes) -> bytes:
@@ -380,7 +424,7 @@ HOSTILE = {
     "garbage": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "no frame of ubatch's"),
     "another version": (header(version=VERSION + 1), "speaks version"),
     "an unknown kind": (header(kind=99), "a frame of kind 99"),
-    "too large": (header(total=1 << 40), f"{(1 << 30) + HEADS} are allowed"),
+    "too large": (header(total=1 << 40), f"{1 << 30} are allowed"),
     "sizes": (header(parts=2, total=9) + pack_struct("<2Q", 4, 4), "do not add up"),
     "huge sizes": (
         header(parts=2, total=0) + pack_struct("<2Q", 1 << 63, 1 << 63),
@@ -579,9 +623,9 @@ from ubatch.wire import Kind, encode
 
 sock = socket(AF_UNIX, SOCK_STREAM)
 sock.connect(sys.argv[1])
-sock.send(b"".join(encode(Kind.HELLO, 0, {}, [[]])))
+sock.send(b"".join(encode(Kind.HELLO, 0, {})))
 sock.recv(1000)
-leave = b"".join(encode(Kind.LEAVE, 1, [1], [[]])) * 50_000
+leave = b"".join(encode(Kind.LEAVE, 1, [1])) * 50_000
 sent = 0
 while True:
     sock.sendall(leave)
