@@ -76,7 +76,7 @@ parcels = st.sampled_from(
 
 
 def frame(kind: Kind, ident: int, head: Any, note: Any, parts: list[Any]) -> bytes:
-    return b"".join(encode(kind, ident, head, note, parts))
+    return b"".join(encode(kind, ident, head, parts, note))
 
 
 good = st.just([[]])
