@@ -423,8 +423,11 @@ def test_the_server_may_run_it_again(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.concurrency
-def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -> None:
+def test_a_killed_server_is_a_loss_of_what_it_had(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """kill -9 of the server: WorkerLost for what it had; then one finds another."""
+    told = f"has lost the model server at {tmp_path}"
     with here(world, tmp_path) as the:
         holder = the.hold()
         waits = world.spawn(the.ub.ubatch, "waits")
@@ -440,6 +443,8 @@ def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) 
         with ModelServer(tmp_path) as other:
             assert ["later"] == row(later.result())
             assert [["'hold'"], ["'later'"]] == other.handled()
+            the.ub.stop()  # which is no loss
+    assert 1 == caplog.text.count(told)
 
 
 @pytest.mark.concurrency
