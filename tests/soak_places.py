@@ -37,7 +37,7 @@ class Place:
     """In the threads of this process."""
 
     slower = 1.0
-    """How much less often a handler may hang here, or a batcher be made for one call."""
+    """How much less often a handler hangs here, or a batcher is made for one call."""
 
     def __init__(self) -> None:
         self._handler = Handler()

@@ -165,7 +165,9 @@ class Outgoing:
 
     def free(self, numbers: list[int]) -> None:
         """Take note that the reader has done with some segments."""
-        self._free.update(number for number in numbers if number in range(SEGMENTS))
+        if not all(number in range(SEGMENTS) for number in numbers):
+            raise WireError("segments of memory that there are not")
+        self._free.update(numbers)
 
     def _take(self, needed: int) -> tuple[int | None, int | None]:
         """Return a free segment, and its descriptor if it is a new one."""
