@@ -151,6 +151,7 @@ def ask(address: str, backend: str, item: Any) -> Any:
         return ub.ubatch(item)
 
 
+@pytest.mark.concurrency
 def test_processes_share_a_batch(world: World, tmp_path: Path) -> None:
     """What two processes ask for at the same time is one batch of the handler."""
     with here(world, tmp_path) as the:
@@ -291,6 +292,7 @@ def test_a_handler_that_does_not_return_is_killed(world: World, tmp_path: Path) 
 # Deadlines, and callers that leave
 
 
+@pytest.mark.concurrency
 def test_what_has_expired_never_reaches_the_handler(
     world: World, tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ def test_what_has_expired_never_reaches_the_handler(
         holder.result()
 
 
+@pytest.mark.concurrency
 def test_the_time_it_takes_to_connect_counts(world: World, tmp_path: Path) -> None:
     """A call whose deadline passes before there is a server is never run."""
     ub = connect(world, f"unix:{tmp_path}/run/model.sock")
@@ -321,6 +324,7 @@ def test_the_time_it_takes_to_connect_counts(world: World, tmp_path: Path) -> No
         ub.stop()
 
 
+@pytest.mark.concurrency
 def test_a_caller_that_leaves_is_not_worked_for(world: World, tmp_path: Path) -> None:
     """A cancelled future, or a caller that is killed: its call is not run."""
     with here(world, tmp_path) as the:
@@ -350,6 +354,7 @@ def _leave_after(ub: UBatch[Any, Any], item: Any) -> None:
         ub.ubatch(item)
 
 
+@pytest.mark.concurrency
 def test_who_leaves_while_it_connects_is_not_worked_for(
     hub: World, tmp_path: Path
 ) -> None:
@@ -365,6 +370,7 @@ def test_who_leaves_while_it_connects_is_not_worked_for(
         ub.stop()
 
 
+@pytest.mark.concurrency
 def test_a_killed_client_is_not_worked_for(world: World, tmp_path: Path) -> None:
     """kill -9 of a process that waits: its calls are dropped, and nobody else's."""
     with here(world, tmp_path) as the:
@@ -385,6 +391,7 @@ def test_a_killed_client_is_not_worked_for(world: World, tmp_path: Path) -> None
 # What may be lost
 
 
+@pytest.mark.concurrency
 def test_a_killed_model_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -> None:
     """kill -9 of the model process: WorkerLost for its batch, within a second."""
     with here(world, tmp_path) as the:
@@ -403,6 +410,7 @@ def test_a_killed_model_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -
         assert 1 == len(lost) and "was killed by SIGKILL" in lost[0]
 
 
+@pytest.mark.concurrency
 def test_the_server_may_run_it_again(world: World, tmp_path: Path) -> None:
     """With --retry what a lost process had is run once more, and not twice."""
     with here(world, tmp_path, "--retry") as the:
@@ -414,8 +422,12 @@ def test_the_server_may_run_it_again(world: World, tmp_path: Path) -> None:
         assert 4 == len(the.server.handled())
 
 
-def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -> None:
+@pytest.mark.concurrency
+def test_a_killed_server_is_a_loss_of_what_it_had(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """kill -9 of the server: WorkerLost for what it had; then one finds another."""
+    told = f"has lost the model server at {tmp_path}"
     with here(world, tmp_path) as the:
         holder = the.hold()
         waits = world.spawn(the.ub.ubatch, "waits")
@@ -431,8 +443,11 @@ def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) 
         with ModelServer(tmp_path) as other:
             assert ["later"] == row(later.result())
             assert [["'hold'"], ["'later'"]] == other.handled()
+            the.ub.stop()  # which is no loss
+    assert 1 == caplog.text.count(told)
 
 
+@pytest.mark.concurrency
 def test_calls_are_asked_again_once(world: World, tmp_path: Path) -> None:
     """With retry=True what a lost server had is asked of the next one; and no more."""
     with here(world, tmp_path, retry=True) as the:
@@ -466,6 +481,7 @@ def test_without_a_server_calls_wait_some_seconds(
             assert ["back"] == row(ub.ubatch("back"))
 
 
+@pytest.mark.concurrency
 def test_one_loss_of_many_asks_is_one_retry_of_each(
     world: World, tmp_path: Path
 ) -> None:
@@ -561,6 +577,7 @@ def test_a_restart_under_load_fails_no_call(world: World, tmp_path: Path) -> Non
         server.__exit__(None, None, None)
 
 
+@pytest.mark.concurrency
 def test_term_drains_what_was_accepted(world: World, tmp_path: Path) -> None:
     """All calls that a server had are answered by it; it ends with 0."""
     with here(world, tmp_path) as the:
@@ -578,6 +595,7 @@ def test_term_drains_what_was_accepted(world: World, tmp_path: Path) -> None:
         assert "calls that got Stopped: 0" in the.server.log
 
 
+@pytest.mark.concurrency
 def test_term_waits_no_longer_than_its_grace(world: World, tmp_path: Path) -> None:
     """What is not answered by then gets Stopped."""
     with here(world, tmp_path, "--grace", "0.1") as the:
@@ -620,6 +638,7 @@ def test_a_reload_under_load_fails_no_call(world: World, tmp_path: Path) -> None
         assert not server.noise()
 
 
+@pytest.mark.concurrency
 def test_reloads_that_overlap_leave_one_model(world: World, tmp_path: Path) -> None:
     """However often it is told to reload, there are as many processes as before."""
     version = tmp_path / "version"
@@ -803,6 +822,7 @@ def test_numbers_begin_anew(
 # Lives
 
 
+@pytest.mark.concurrency
 def test_stop_and_start_again(world: World, tmp_path: Path) -> None:
     """stop() waits for what was asked, and ends the connection; start() makes one."""
     with here(world, tmp_path) as the:
@@ -820,6 +840,7 @@ def test_stop_and_start_again(world: World, tmp_path: Path) -> None:
         assert 1 == the.server.status()["clients"]
 
 
+@pytest.mark.concurrency
 def test_stop_does_not_wait_longer_than_it_is_told(
     world: World, tmp_path: Path
 ) -> None:
@@ -929,6 +950,7 @@ def forked(leg: str, address: str, gate: str) -> dict[str, Any]:
     return {"found": found, "child": status}
 
 
+@pytest.mark.concurrency
 @once
 @pytest.mark.parametrize("leg", ["thread", "gevent", "patched"])
 def test_a_fork_harms_neither_side(leg: str, tmp_path: Path) -> None:

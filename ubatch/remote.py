@@ -250,13 +250,22 @@ class Remote:
         if self._closed:
             link.end()
         try:
-            self._backend.spawn(link.read, lambda _: self._links.discard(link))
+            self._backend.spawn(
+                partial(self._read, link), lambda _: self._links.discard(link)
+            )
         except RuntimeError as error:
             self._links.discard(link)
             channel.close()
             message = "cannot start what reads a model server's answers"
             raise BackendError(f"{self._of}: {message}") from error
         return link
+
+    def _read(self, link: Link) -> None:
+        """Take answers in; the life of the strand that does."""
+        link.read()
+        if not (link.leaving or self._over()):
+            message = "%s: has lost the model server at %s"
+            tell(logger, logging.WARNING, message, self._of, self._path)
 
     def _over(self) -> bool:
         """Tell whether nobody is to be asked: a fork has copied who wants to, say."""
