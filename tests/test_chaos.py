@@ -52,9 +52,18 @@ def test_a_short_chaos_ends_well() -> None:
 
 @once
 @server
-def test_a_short_soak_finds_nothing_that_grows() -> None:
-    """Some seconds of calls, failures and cancellations leave nothing behind."""
-    ended = _run("tests.soak", "--minutes", "0.06")
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("gevent", "worker"),
+        ("thread", "worker"),
+        ("gevent", "process"),
+        ("thread", "server"),
+    ],
+)
+def test_a_short_soak_finds_nothing_that_grows(kind: str, place: str) -> None:
+    """Some seconds of calls, failures, cancellations and kills leave nothing behind."""
+    ended = _soak(kind, place)
 
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     assert "RSS, MB" in ended.stdout
@@ -62,14 +71,27 @@ def test_a_short_soak_finds_nothing_that_grows() -> None:
 
 @once
 @server
-def test_the_soak_notices_a_leak() -> None:
+@pytest.mark.parametrize(
+    "kind, place, what",
+    [
+        ("gevent", "worker", "rss"),
+        ("thread", "worker", "rss"),
+        ("gevent", "process", "model_rss"),
+    ],
+)
+def test_the_soak_notices_a_leak(kind: str, place: str, what: str) -> None:
     """A handler that keeps every item makes the soak fail, and names what grew."""
-    ended = _run("tests.soak", "--minutes", "0.06", "--leak")
+    ended = _soak(kind, place, "--leak")
 
     assert ended.returncode == 1
-    assert ["gevent: rss grew", "thread: rss grew"] == [
+    assert [f"{kind}, {place}: {what} grew"] == [
         line.partition(": Growth")[0] for line in ended.stderr.splitlines()
     ]
+
+
+def _soak(kind: str, place: str, *options: str) -> subprocess.CompletedProcess[str]:
+    only = "--kind", kind, "--place", place
+    return _run("tests.soak", "--minutes", "0.03", *only, *options)
 
 
 # What the ledger says of one request, of another in its batch, and of a worker that
