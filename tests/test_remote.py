@@ -634,7 +634,7 @@ def test_a_reload_under_load_fails_no_call(world: World, tmp_path: Path) -> None
         version.write_text("5")
         server.signal(signal.SIGHUP)
         world.until(lambda: "5" in calls.versions or calls.failed())
-        assert 5 == server.log.count("reloads")
+        assert 5 == server.log.count(": reloads ")
         assert not server.noise()
 
 
@@ -651,7 +651,7 @@ def test_reloads_that_overlap_leave_one_model(world: World, tmp_path: Path) -> N
             version.write_text(new)
             server.signal(signal.SIGHUP)
             wanted = int(new) - 1
-            world.until(lambda: server.log.count("reloads") == wanted)
+            world.until(lambda: server.log.count(": reloads ") == wanted)
         world.until(lambda: ub.ubatch("x")["version"] == "4")
         world.until(lambda: len(_children(server.pid)) == 1)
         time.sleep(0.3)  # none is still to come
