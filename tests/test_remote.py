@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from tests.children import FileGate, Program, once, run
-from tests.fakes import GreenletCaller, World
-from tests.serving import ModelServer, Raw, Scripted, answer_all, greet
+from tests.fakes import PATIENCE, GreenletCaller, World
+from tests.serving import ModelServer, Raw, Scripted, answer_all, greet, received
 from ubatch import (
     BackendError,
     DeadlineExceeded,
@@ -35,6 +35,7 @@ from ubatch import (
     ubatch_decorator,
 )
 from ubatch.backends.native import wait_for
+from ubatch.calling import read_ask
 from ubatch.channel import Channel
 from ubatch.memory import SEGMENTS
 from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind
@@ -1048,3 +1049,31 @@ def test_what_is_logged(
     ours = [record.getMessage() for record in caplog.records]
     told = f"connected to the model server {server.pid} at {server.path}, which runs"
     assert 1 == sum(told in line for line in ours)
+
+
+def test_no_ask_is_larger_than_a_batch_of_the_server(
+    world: World, tmp_path: Path
+) -> None:
+    """What is packed together is sent again with each batch that has some of it."""
+    sizes: list[int] = []
+
+    def script(channel: Channel) -> None:
+        greet(channel, max_size=4)
+        while sum(sizes) < 10:
+            frame = received(channel)
+            sizes.append(read_ask(frame).size)
+            answer_all(channel, frame)
+        channel.receive(PATIENCE)
+
+    with Scripted(tmp_path, script) as server, UBatch.connect(
+        server.address, backend=world.backend
+    ) as ub:
+        collector = ub._here()
+
+        def submit_all() -> list[Any]:
+            with collector.lock:
+                return [collector.submit((n,), {}, None) for n in range(10)]
+
+        calls = collector.backend.in_owner(submit_all)
+        assert [*range(10)] == [call.result(PATIENCE) for call in calls]
+    assert [4, 4, 2] == sizes
