@@ -179,6 +179,11 @@ not_callable = UBatch
 # What items are, or tell obey() to do.
 
 
+def same(value: Any) -> Any:
+    """Return what it is given."""
+    return value
+
+
 def fail(error: BaseException) -> Any:
     """Raise what it is given."""
     raise error
