@@ -240,6 +240,7 @@ def test_a_worker_that_is_stuck_unnoticed_is_counted(found: int, missed: int) ->
 
 LOST = Losses({21: Loss(1.3, 17), 31: Loss(1.3, 30), 32: Loss(1.6, 30)}, {30: 1.6})
 KILLED = "the model process {} was killed by SIGKILL while it had this call; call again"
+DIED = "the model process {} was killed by SIGKILL"
 SERVER = "tests.chaos.handler:server"
 NOBODY = "no model server answers at run/model.sock (refused); is it running?"
 HAD = "the model server is gone and had this call"
@@ -296,8 +297,28 @@ LOSSES = {
         [],
         "wrong",
     ),
-    "not in it at all": (
-        _lost("process", "process: the model process 21 was killed by SIGKILL"),
+    "come when there was none": (
+        _lost("process", f"process: {DIED.format(21)}", sent=2.0, ended=2.5),
+        _ran("process", 21),
+        "alone",
+    ),
+    "come when it was being loaded": (
+        _lost("process", f"process: {DIED.format(21)} while it loaded module:made"),
+        [],
+        "alone",
+    ),
+    "come when there was another": (
+        _lost("process", f"process: {DIED.format(21)}", sent=2.0, ended=2.5),
+        [replace(_ran("process", 22, names="c")[0], began=1.9)],
+        "wrong",
+    ),
+    "come when another worker had none": (
+        _lost("process", f"process: {DIED.format(21)}", pid=18),
+        [],
+        "wrong",
+    ),
+    "come when nobody had killed it": (
+        _lost("process", f"process: {DIED.format(22)}"),
         [],
         "wrong",
     ),
