@@ -22,12 +22,15 @@ from tests.soak import line_through
 
 server = pytest.mark.server
 
+COARSE = "libuv only supports millisecond timer resolution"
+"""What gevent says there of sleeps of the load's own, which are shorter."""
+
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env=environment(),
+        env=environment(PYTHONWARNINGS=f"ignore:{COARSE}"),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -179,6 +179,11 @@ not_callable = UBatch
 # What items are, or tell obey() to do.
 
 
+def same(value: Any) -> Any:
+    """Return what it is given."""
+    return value
+
+
 def fail(error: BaseException) -> Any:
     """Raise what it is given."""
     raise error
@@ -204,10 +209,10 @@ def give_size(size: int) -> bytes:
 
 
 def limit_frames(size: int) -> None:
-    """Allow frames of no more bytes."""
+    """Send no frames of more bytes."""
     for found in gc.get_objects():
         if isinstance(found, Channel):
-            found.largest = size
+            found.largest_sent = size
 
 
 def die(pid: int) -> Any:
