@@ -263,11 +263,12 @@ class Scripted:
                 channel.close()
 
 
-def greet(channel: Channel, largest: int = LARGEST_FRAME) -> None:
+def greet(channel: Channel, largest: int = LARGEST_FRAME, max_size: int = 1024) -> None:
     """Do as a server that has been connected to."""
     frame = channel.receive(20.0)
     assert frame is not None and frame.kind is Kind.HELLO
     hello = {"pid": os.getpid(), "name": "scripted", "largest": largest}
+    hello["max_size"] = max_size
     channel.send(Kind.HELLO, 0, hello)
 
 

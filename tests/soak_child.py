@@ -23,7 +23,7 @@ import psutil
 
 from tests.chaos.plan import one_of
 from tests.soak_handler import BRIEF, Failed
-from tests.soak_places import WORKERS, Batcher, Place, place
+from tests.soak_places import WORKERS, Place, Soaked, place
 from ubatch import BackendError, DeadlineExceeded, Future, WorkerLost
 from ubatch.backends import BackendName
 from ubatch.batch import Batch
@@ -168,6 +168,10 @@ class Soak:
         future.add_done_callback(called_back)
         return future.result()
 
+    def foreign(self) -> int:
+        """Return how many threads are there to call from: they come and go."""
+        return gevent.get_hub().threadpool.size if self._kind == "gevent" else 0
+
     def kill(self) -> None:
         """Kill a model process, if there are any."""
         self.kills += 1  # before that: somebody may hear of it at once
@@ -188,7 +192,7 @@ def run(kind: BackendName, where: Place, seconds: float) -> None:
     logging.getLogger("ubatch").propagate = False
     soak = Soak(kind, where)
     sleep = time.sleep if kind == "thread" else gevent.sleep
-    _use_all_workers(soak.batcher, sleep)
+    _use_all_workers(soak.batcher, where, sleep)
     callers: list[Any] = []
     for number in range(CALLERS):
         if kind == "thread":
@@ -217,13 +221,20 @@ def run(kind: BackendName, where: Place, seconds: float) -> None:
     soak.batcher.stop(PATIENCE)
 
 
-def _use_all_workers(batcher: Batcher, sleep: Callable[[float], object]) -> None:
+def _use_all_workers(
+    batcher: Soaked, where: Place, sleep: Callable[[float], object]
+) -> None:
     """Have both workers hang, and those that replace them: all their threads are."""
-    hanging: list[Future[Any]] = []
-    for number in range(2 * WORKERS):
-        hanging.append(batcher.submit(f"hang {number}"))
+
+    def put_one(item: str) -> Future[Any]:
+        future = batcher.submit(item)
         while batcher.stats().pending:
-            sleep(0.005)
+            sleep(BRIEF)
+        return future
+
+    hanging = [put_one(f"hang {number}") for number in range(2 * WORKERS)]
+    for number in range(where.strands):
+        put_one(f"{number}")
     for future in hanging:
         assert isinstance(future.exception(), GIVEN_UP)
 
@@ -261,7 +272,7 @@ def _count(soak: Soak, at: float) -> dict[str, float]:
         "lost": soak.lost,
         "rss": process.memory_info().rss,
         "fds": process.num_fds(),
-        "threads": process.num_threads(),
+        "threads": process.num_threads() - soak.foreign(),
         "greenlets": sum(
             isinstance(each, gevent.Greenlet) and not each.dead for each in everything
         ),

@@ -27,7 +27,7 @@ class Handler:
 
     def __call__(self, items: list[str]) -> list[str | Failed]:
         if self._leaked is not None:
-            self._leaked += [5 * item for item in items]
+            self._leaked += [50 * item for item in items]
         hangs = any(item.startswith("hang") for item in items)
         time.sleep(HANG if hangs else BRIEF)
         if any(item.startswith("spoil") for item in items):

@@ -30,29 +30,32 @@ ROBUST: dict[str, Any] = {"on_error": "isolate", "handler_timeout": LIMIT}
 
 PATIENCE = 60.0
 
-Batcher = UBatch[str, Any]
+Soaked = UBatch[str, Any]
 
 
 class Place:
     """In the threads of this process."""
 
     slower = 1.0
-    """How much less often a handler hangs here, or a batcher is made for one call."""
+    """How much less often handlers hang here, and a batcher is made for one call."""
+
+    strands = 0
+    """How many may have a batch at once, if that is more than there are workers."""
 
     def __init__(self) -> None:
         self._handler = Handler()
 
-    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Batcher:
+    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Soaked:
         """Return a batcher, started."""
         return UBatch(
             *(size, wait), handler=self._handler, backend=kind, **more
         ).start()
 
-    def soaked(self, kind: BackendName) -> Batcher:
+    def soaked(self, kind: BackendName) -> Soaked:
         """Return the one that is called on and on."""
         return self.make(kind, 32, 0.005, workers=WORKERS, name="soak", **ROBUST)
 
-    def brief(self, kind: BackendName) -> Batcher:
+    def brief(self, kind: BackendName) -> Soaked:
         """Return one that is made for a single call."""
         return self.make(kind, 4, 0.0, name="brief")
 
@@ -77,7 +80,7 @@ class ProcessPlace(Place):
     def __init__(self) -> None:
         self._owner = os.getpid()
 
-    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Batcher:
+    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Soaked:
         executor = ProcessExecutor(FACTORY, more.pop("workers", 1))
         return UBatch(*(size, wait), executor=executor, backend=kind, **more).start()
 
@@ -107,11 +110,13 @@ class ProcessPlace(Place):
 class ServerPlace(ProcessPlace):
     """In those of a model server."""
 
+    strands = 64
+
     def __init__(self, socket: Path, server: int) -> None:
         self._address = f"unix:{socket}"
         self._owner = server
 
-    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Batcher:
+    def make(self, kind: BackendName, size: int, wait: float, **more: Any) -> Soaked:
         return UBatch.connect(self._address, backend=kind, name=more["name"])
 
     def count(self) -> dict[str, float]:

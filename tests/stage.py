@@ -207,6 +207,9 @@ class Stage(RuleBasedStateMachine):
             sizes = sum(size * many for size, many in seen.batch_sizes.items())
             batched = counts["batches"], counts["batched"]
             assert batched == (seen.batches_total, sizes)
+        life, collector = self.model.life, self.ub._life.collector
+        if collector and not (life.waiting or life.running):
+            assert not collector.deadlines._batches, "an alarm is set for nobody"
         for one in list(self.watched):
             assert one.has_ended() == one.is_due(), one
             if one.is_due():

@@ -77,9 +77,8 @@ def test_notes_of_all_processes_are_added_up(tmp_path: Path) -> None:
 
         os.environ["BENCH_HOME"] = home
         import serve_notes
-        from serve_model import Notes
 
-        notes = Notes()
+        notes = serve_notes.Notes()
         notes.add(3, 0.5, 0.25)
         notes.add(1, 0.5, 0.25)
         folder = Path(home, "notes")

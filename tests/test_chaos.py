@@ -22,12 +22,15 @@ from tests.soak import line_through
 
 server = pytest.mark.server
 
+COARSE = "libuv only supports millisecond timer resolution"
+"""What gevent says there of sleeps of the load's own, which are shorter."""
+
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env=environment(),
+        env=environment(PYTHONWARNINGS=f"ignore:{COARSE}"),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -52,9 +55,18 @@ def test_a_short_chaos_ends_well() -> None:
 
 @once
 @server
-def test_a_short_soak_finds_nothing_that_grows() -> None:
-    """Some seconds of calls, failures and cancellations leave nothing behind."""
-    ended = _run("tests.soak", "--minutes", "0.06")
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("gevent", "worker"),
+        ("thread", "worker"),
+        ("gevent", "process"),
+        ("thread", "server"),
+    ],
+)
+def test_a_short_soak_finds_nothing_that_grows(kind: str, place: str) -> None:
+    """Some seconds of calls, failures, cancellations and kills leave nothing behind."""
+    ended = _soak(kind, place)
 
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
     assert "RSS, MB" in ended.stdout
@@ -62,14 +74,27 @@ def test_a_short_soak_finds_nothing_that_grows() -> None:
 
 @once
 @server
-def test_the_soak_notices_a_leak() -> None:
+@pytest.mark.parametrize(
+    "kind, place, what",
+    [
+        ("gevent", "worker", "rss"),
+        ("thread", "worker", "rss"),
+        ("gevent", "process", "model_rss"),
+    ],
+)
+def test_the_soak_notices_a_leak(kind: str, place: str, what: str) -> None:
     """A handler that keeps every item makes the soak fail, and names what grew."""
-    ended = _run("tests.soak", "--minutes", "0.06", "--leak")
+    ended = _soak(kind, place, "--leak")
 
     assert ended.returncode == 1
-    assert ["gevent: rss grew", "thread: rss grew"] == [
+    assert [f"{kind}, {place}: {what} grew"] == [
         line.partition(": Growth")[0] for line in ended.stderr.splitlines()
     ]
+
+
+def _soak(kind: str, place: str, *options: str) -> subprocess.CompletedProcess[str]:
+    only = "--kind", kind, "--place", place
+    return _run("tests.soak", "--minutes", "0.03", *only, *options)
 
 
 # What the ledger says of one request, of another in its batch, and of a worker that
@@ -215,6 +240,7 @@ def test_a_worker_that_is_stuck_unnoticed_is_counted(found: int, missed: int) ->
 
 LOST = Losses({21: Loss(1.3, 17), 31: Loss(1.3, 30), 32: Loss(1.6, 30)}, {30: 1.6})
 KILLED = "the model process {} was killed by SIGKILL while it had this call; call again"
+DIED = "the model process {} was killed by SIGKILL"
 SERVER = "tests.chaos.handler:server"
 NOBODY = "no model server answers at run/model.sock (refused); is it running?"
 HAD = "the model server is gone and had this call"
@@ -271,8 +297,28 @@ LOSSES = {
         [],
         "wrong",
     ),
-    "not in it at all": (
-        _lost("process", "process: the model process 21 was killed by SIGKILL"),
+    "come when there was none": (
+        _lost("process", f"process: {DIED.format(21)}", sent=2.0, ended=2.5),
+        _ran("process", 21),
+        "alone",
+    ),
+    "come when it was being loaded": (
+        _lost("process", f"process: {DIED.format(21)} while it loaded module:made"),
+        [],
+        "alone",
+    ),
+    "come when there was another": (
+        _lost("process", f"process: {DIED.format(21)}", sent=2.0, ended=2.5),
+        [replace(_ran("process", 22, names="c")[0], began=1.9)],
+        "wrong",
+    ),
+    "come when another worker had none": (
+        _lost("process", f"process: {DIED.format(21)}", pid=18),
+        [],
+        "wrong",
+    ),
+    "come when nobody had killed it": (
+        _lost("process", f"process: {DIED.format(22)}"),
         [],
         "wrong",
     ),

@@ -50,7 +50,9 @@ LAYERS = {
     "session": {
         *("batch", "calling", "channel", "errors", "options", "parcel", "wire"),
     },
-    "forward": {"batch", "errors", "executors", "parcel", "processes", "session"},
+    "forward": {
+        *("batch", "errors", "executors", "parcel", "processes", "session", "wire"),
+    },
     "server": {
         *("address", "channel", "errors", "forward", "log", "processes", "session"),
         *("ubatch", "wire"),

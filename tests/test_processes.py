@@ -841,6 +841,20 @@ def test_a_stuck_process_is_killed_and_replaced(site: Site) -> None:
 
 
 @pytest.mark.concurrency
+def test_however_often_one_is_stuck_the_next_comes_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that was killed as stuck was sound: nobody else is told of that."""
+    monkeypatch.setattr(keeper, "WAITED_FOR", 0.15)
+    ub = site.gated(handler_timeout=0.3)
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            ub.ubatch("wait")
+        assert "NEXT" == ub.ubatch("next")
+    assert 3 == caplog.text.count("starting another in 0.1 s")
+
+
+@pytest.mark.concurrency
 def test_a_stuck_batch_is_not_run_again(site: Site) -> None:
     """Nobody waits for it: retry is for those that are lost."""
     ub = site.gated(handler_timeout=0.3, retry=True)

@@ -586,6 +586,36 @@ def test_race_half_told(threads: World, tmp_path: Path) -> None:
             Found.add = add  # type: ignore[method-assign]
 
 
+def test_race_given_back(threads: World, tmp_path: Path) -> None:
+    """Those whom stop() gives up get Stopped, not an answer that nobody has given."""
+    asked = Gate()
+
+    def script(channel: Channel) -> None:
+        greet(channel)
+        received(channel)
+        asked.open()
+        while channel.receive(PATIENCE) is not None:
+            pass
+
+    with Scripted(tmp_path, script) as server:
+        ub = UBatch.connect(server.address, backend="thread")
+        call = ub.submit("a")
+        asked.wait()
+        collector = ub._here()
+        fail = collector.endings.fail
+
+        def late(batches: list[Batch], error: Exception) -> None:
+            deadline = time.monotonic() + 0.5  # the strand may settle it, or not
+            while not call.done() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            fail(batches, error)
+
+        collector.endings.fail = late  # type: ignore[method-assign]
+        ub.stop(timeout=0.01)
+        with pytest.raises(Stopped):
+            call.result(timeout=PATIENCE)
+
+
 def remote_of(ub: UBatch[Any, Any]) -> Remote:
     remote = ub._here()._executor
     assert isinstance(remote, Remote)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from tests.children import FileGate, Program, once, run
-from tests.fakes import GreenletCaller, World
-from tests.serving import ModelServer, Raw, Scripted, answer_all, greet
+from tests.fakes import PATIENCE, GreenletCaller, World
+from tests.serving import ModelServer, Raw, Scripted, answer_all, greet, received
 from ubatch import (
     BackendError,
     DeadlineExceeded,
@@ -35,6 +35,7 @@ from ubatch import (
     ubatch_decorator,
 )
 from ubatch.backends.native import wait_for
+from ubatch.calling import read_ask
 from ubatch.channel import Channel
 from ubatch.memory import SEGMENTS
 from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind
@@ -151,6 +152,7 @@ def ask(address: str, backend: str, item: Any) -> Any:
         return ub.ubatch(item)
 
 
+@pytest.mark.concurrency
 def test_processes_share_a_batch(world: World, tmp_path: Path) -> None:
     """What two processes ask for at the same time is one batch of the handler."""
     with here(world, tmp_path) as the:
@@ -291,6 +293,7 @@ def test_a_handler_that_does_not_return_is_killed(world: World, tmp_path: Path) 
 # Deadlines, and callers that leave
 
 
+@pytest.mark.concurrency
 def test_what_has_expired_never_reaches_the_handler(
     world: World, tmp_path: Path
 ) -> None:
@@ -307,6 +310,7 @@ def test_what_has_expired_never_reaches_the_handler(
         holder.result()
 
 
+@pytest.mark.concurrency
 def test_the_time_it_takes_to_connect_counts(world: World, tmp_path: Path) -> None:
     """A call whose deadline passes before there is a server is never run."""
     ub = connect(world, f"unix:{tmp_path}/run/model.sock")
@@ -321,6 +325,7 @@ def test_the_time_it_takes_to_connect_counts(world: World, tmp_path: Path) -> No
         ub.stop()
 
 
+@pytest.mark.concurrency
 def test_a_caller_that_leaves_is_not_worked_for(world: World, tmp_path: Path) -> None:
     """A cancelled future, or a caller that is killed: its call is not run."""
     with here(world, tmp_path) as the:
@@ -350,6 +355,7 @@ def _leave_after(ub: UBatch[Any, Any], item: Any) -> None:
         ub.ubatch(item)
 
 
+@pytest.mark.concurrency
 def test_who_leaves_while_it_connects_is_not_worked_for(
     hub: World, tmp_path: Path
 ) -> None:
@@ -365,6 +371,7 @@ def test_who_leaves_while_it_connects_is_not_worked_for(
         ub.stop()
 
 
+@pytest.mark.concurrency
 def test_a_killed_client_is_not_worked_for(world: World, tmp_path: Path) -> None:
     """kill -9 of a process that waits: its calls are dropped, and nobody else's."""
     with here(world, tmp_path) as the:
@@ -385,6 +392,7 @@ def test_a_killed_client_is_not_worked_for(world: World, tmp_path: Path) -> None
 # What may be lost
 
 
+@pytest.mark.concurrency
 def test_a_killed_model_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -> None:
     """kill -9 of the model process: WorkerLost for its batch, within a second."""
     with here(world, tmp_path) as the:
@@ -403,6 +411,7 @@ def test_a_killed_model_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -
         assert 1 == len(lost) and "was killed by SIGKILL" in lost[0]
 
 
+@pytest.mark.concurrency
 def test_the_server_may_run_it_again(world: World, tmp_path: Path) -> None:
     """With --retry what a lost process had is run once more, and not twice."""
     with here(world, tmp_path, "--retry") as the:
@@ -414,8 +423,12 @@ def test_the_server_may_run_it_again(world: World, tmp_path: Path) -> None:
         assert 4 == len(the.server.handled())
 
 
-def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) -> None:
+@pytest.mark.concurrency
+def test_a_killed_server_is_a_loss_of_what_it_had(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """kill -9 of the server: WorkerLost for what it had; then one finds another."""
+    told = f"has lost the model server at {tmp_path}"
     with here(world, tmp_path) as the:
         holder = the.hold()
         waits = world.spawn(the.ub.ubatch, "waits")
@@ -431,8 +444,11 @@ def test_a_killed_server_is_a_loss_of_what_it_had(world: World, tmp_path: Path) 
         with ModelServer(tmp_path) as other:
             assert ["later"] == row(later.result())
             assert [["'hold'"], ["'later'"]] == other.handled()
+            the.ub.stop()  # which is no loss
+    assert 1 == caplog.text.count(told)
 
 
+@pytest.mark.concurrency
 def test_calls_are_asked_again_once(world: World, tmp_path: Path) -> None:
     """With retry=True what a lost server had is asked of the next one; and no more."""
     with here(world, tmp_path, retry=True) as the:
@@ -466,6 +482,7 @@ def test_without_a_server_calls_wait_some_seconds(
             assert ["back"] == row(ub.ubatch("back"))
 
 
+@pytest.mark.concurrency
 def test_one_loss_of_many_asks_is_one_retry_of_each(
     world: World, tmp_path: Path
 ) -> None:
@@ -561,6 +578,7 @@ def test_a_restart_under_load_fails_no_call(world: World, tmp_path: Path) -> Non
         server.__exit__(None, None, None)
 
 
+@pytest.mark.concurrency
 def test_term_drains_what_was_accepted(world: World, tmp_path: Path) -> None:
     """All calls that a server had are answered by it; it ends with 0."""
     with here(world, tmp_path) as the:
@@ -578,6 +596,7 @@ def test_term_drains_what_was_accepted(world: World, tmp_path: Path) -> None:
         assert "calls that got Stopped: 0" in the.server.log
 
 
+@pytest.mark.concurrency
 def test_term_waits_no_longer_than_its_grace(world: World, tmp_path: Path) -> None:
     """What is not answered by then gets Stopped."""
     with here(world, tmp_path, "--grace", "0.1") as the:
@@ -616,10 +635,11 @@ def test_a_reload_under_load_fails_no_call(world: World, tmp_path: Path) -> None
         version.write_text("5")
         server.signal(signal.SIGHUP)
         world.until(lambda: "5" in calls.versions or calls.failed())
-        assert 5 == server.log.count("reloads")
+        assert 5 == server.log.count(": reloads ")
         assert not server.noise()
 
 
+@pytest.mark.concurrency
 def test_reloads_that_overlap_leave_one_model(world: World, tmp_path: Path) -> None:
     """However often it is told to reload, there are as many processes as before."""
     version = tmp_path / "version"
@@ -632,7 +652,7 @@ def test_reloads_that_overlap_leave_one_model(world: World, tmp_path: Path) -> N
             version.write_text(new)
             server.signal(signal.SIGHUP)
             wanted = int(new) - 1
-            world.until(lambda: server.log.count("reloads") == wanted)
+            world.until(lambda: server.log.count(": reloads ") == wanted)
         world.until(lambda: ub.ubatch("x")["version"] == "4")
         world.until(lambda: len(_children(server.pid)) == 1)
         time.sleep(0.3)  # none is still to come
@@ -803,6 +823,7 @@ def test_numbers_begin_anew(
 # Lives
 
 
+@pytest.mark.concurrency
 def test_stop_and_start_again(world: World, tmp_path: Path) -> None:
     """stop() waits for what was asked, and ends the connection; start() makes one."""
     with here(world, tmp_path) as the:
@@ -820,6 +841,7 @@ def test_stop_and_start_again(world: World, tmp_path: Path) -> None:
         assert 1 == the.server.status()["clients"]
 
 
+@pytest.mark.concurrency
 def test_stop_does_not_wait_longer_than_it_is_told(
     world: World, tmp_path: Path
 ) -> None:
@@ -929,6 +951,7 @@ def forked(leg: str, address: str, gate: str) -> dict[str, Any]:
     return {"found": found, "child": status}
 
 
+@pytest.mark.concurrency
 @once
 @pytest.mark.parametrize("leg", ["thread", "gevent", "patched"])
 def test_a_fork_harms_neither_side(leg: str, tmp_path: Path) -> None:
@@ -1026,3 +1049,31 @@ def test_what_is_logged(
     ours = [record.getMessage() for record in caplog.records]
     told = f"connected to the model server {server.pid} at {server.path}, which runs"
     assert 1 == sum(told in line for line in ours)
+
+
+def test_no_ask_is_larger_than_a_batch_of_the_server(
+    world: World, tmp_path: Path
+) -> None:
+    """What is packed together is sent again with each batch that has some of it."""
+    sizes: list[int] = []
+
+    def script(channel: Channel) -> None:
+        greet(channel, max_size=4)
+        while sum(sizes) < 10:
+            frame = received(channel)
+            sizes.append(read_ask(frame).size)
+            answer_all(channel, frame)
+        channel.receive(PATIENCE)
+
+    with Scripted(tmp_path, script) as server, UBatch.connect(
+        server.address, backend=world.backend
+    ) as ub:
+        collector = ub._here()
+
+        def submit_all() -> list[Any]:
+            with collector.lock:
+                return [collector.submit((n,), {}, None) for n in range(10)]
+
+        calls = collector.backend.in_owner(submit_all)
+        assert [*range(10)] == [call.result(PATIENCE) for call in calls]
+    assert [4, 4, 2] == sizes

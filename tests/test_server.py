@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,7 +33,7 @@ from ubatch import (
     address,
 )
 from ubatch.parcel import pack_columns
-from ubatch.wire import HEADER, MAGIC, VERSION, Kind, encode
+from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind, encode
 
 pytestmark = [once, pytest.mark.server]
 
@@ -287,6 +288,23 @@ def test_an_answer_that_is_too_large_fails_alone(tmp_path: Path) -> None:
         assert ["other"] == other.answers(1)[0]["row"]
 
 
+def test_asks_that_are_too_large_together_are_run_apart(tmp_path: Path) -> None:
+    """What clients ask for at once may be more than one frame to the model holds."""
+    with held(tmp_path, largest=100_000) as here, ExitStack() as stack:
+        raws = [here.client(stack) for _ in range(3)]
+        for number, raw in enumerate(raws):
+            raw.ask(1, [bytes(60_000), number])
+        more = here.client(stack)
+        more.ask(1, [bytes(60_000), bytes(60_000)])  # is too large by itself
+        here.server.until(lambda: here.server.pending() == 8)
+        here.release()
+        for number, raw in enumerate(raws):
+            assert [number] == raw.answers(2)[1]["row"]
+        for error in more.answers(2).values():
+            assert BackendError is type(error)
+            assert "100000 are allowed" in str(error)
+
+
 # Clients that leave
 
 
@@ -340,6 +358,33 @@ def test_a_client_that_is_gone_is_not_worked_for(tmp_path: Path) -> None:
             found["size"],
         )
         assert [["'hold'"], ["'c'"]] == here.server.handled()
+
+
+def test_a_server_that_ends_sends_all_of_its_answers(tmp_path: Path) -> None:
+    """It takes nobody for answered whose answers are still on their way."""
+    with ModelServer(tmp_path) as server, Raw(server.path) as raw:
+        raw.hello()
+        for number in range(20):
+            raw.ask(number, [["large", 1_000_000]])
+        server.until(lambda: server.status()["results_total"] == 20)
+        server.signal(signal.SIGTERM)
+        server.until(lambda: "ends, once" in server.log)
+        time.sleep(0.2)  # in which it could hang up
+        for _ in range(20):
+            assert bytes(1_000_000) == raw.answers(1)[0]
+        assert Kind.BYE is received(raw).kind
+        raw.ask(1, ["late"])
+        untaken = received(raw)
+        assert (Kind.BYE, 1) == (untaken.kind, untaken.ident)
+        raw.close()
+        assert 0 == server.end()
+        assert not server.noise()
+
+
+def received(raw: Raw) -> Frame:
+    frame = raw.receive()
+    assert frame is not None
+    return frame
 
 
 # Clients that misbehave
@@ -724,7 +769,7 @@ def test_of_servers_that_start_at_once_one_is_served(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     path = str(folder / "model.sock")
-    for _ in range(20):
+    for _ in range(5):
         Path(path).unlink(missing_ok=True)
         stale = socket(AF_UNIX, SOCK_STREAM)
         stale.bind(path)

@@ -1,16 +1,19 @@
 """How do many small arrays travel as one?
 
 To pickle and load a NumPy array of 64 numbers takes 5 us, whatever is in it, and a
-NumPy number hardly less. Stacked, a batch of them takes 15 us in all. Arrays of a size
-that is worth a part of its own stay as they are: to stack them is one more copy.
-NumPy is never imported for that: where it is not, there are no arrays.
+NumPy number hardly less. Stacked, a batch of them takes 10 us in all; if NumPy
+pickled the whole, 17. Arrays of a size that is worth a part of its own stay as they
+are: to stack them is one more copy. NumPy is not imported to send: where it is not,
+there are no arrays.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from importlib import import_module
+from pickle import PickleBuffer
+from typing import Any
 
 FEW = 4
 """Items, below which it is not worth a look."""
@@ -19,10 +22,13 @@ LARGEST = 16 * 1024
 """Bytes of one of them."""
 
 
-class Stacked(NamedTuple):
-    """Some arrays, or NumPy's numbers, of one shape and type, one after the other."""
+PLAIN = "biufcSU"
+"""Kinds of types that their names tell all about."""
 
-    array: Any
+Stacked = tuple[Any, ...]
+"""Some arrays, or NumPy's numbers, of one shape and type, one after the other: the name
+of their type, the shape of the whole and its bytes; or the whole, alone. What is not
+stacked is a list."""
 
 
 def stack(items: list[Any]) -> list[Any] | Stacked:
@@ -42,9 +48,17 @@ def stack(items: list[Any]) -> list[Any] | Stacked:
     for item in items:
         if type(item) is not kind or item.dtype != dtype or item.shape != shape:
             return items
-    return Stacked(numpy.array(items, dtype))
+    whole = numpy.array(items, dtype)
+    if dtype.kind not in PLAIN or dtype.metadata:
+        return (whole,)
+    return dtype.str, whole.shape, PickleBuffer(whole)
 
 
 def unstack(items: Sequence[Any] | Stacked) -> Sequence[Any]:
     """Return what was given to stack(), each item a view of the whole."""
-    return list(items.array) if type(items) is Stacked else items
+    if type(items) is not tuple:
+        return items
+    if len(items) == 1:
+        return list(items[0])
+    kind, shape, data = items
+    return list(import_module("numpy").ndarray(shape, kind, data))

@@ -205,9 +205,12 @@ class Collector:
         with self.lock:
             running = list(self.strands.running)
             left = [*self.waiting.take_all(), *running]
+        # Race (given_back): 1. a batch that runs elsewhere is given up; 2. its strand
+        #       settles it, with no answers; 3. it is failed here. So that comes first.
+        self.endings.fail(left, self._stopped())
+        with self.lock:
             for batch in running:
                 self.give_up(batch)
-        self.endings.fail(left, self._stopped())
         self.strands.look()
 
     def at_end(self, notify: Callable[[], object]) -> None:

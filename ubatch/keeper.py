@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from errno import ECONNRESET
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -62,6 +63,7 @@ class Model:
         self.process = process
         self.sound = True  # it may be asked
         self.retired = False
+        self.stuck = False  # it was killed for its handler, and was sound till then
         self._lock = backend.lock()
         self._users = 1  # its keeper
 
@@ -91,6 +93,11 @@ class Model:
         """End it now. Does not block."""
         self.sound = False
         self.process.kill()
+
+    def give_up(self) -> None:
+        """End it, since its handler does not return. Does not block."""
+        self.stuck = True
+        self.kill()
 
     def ask(self, work: Work) -> Done:
         """Have a batch run. Blocks the strand.
@@ -160,7 +167,8 @@ class Past(NamedTuple):
     """What became of a process."""
 
     lived: float
-    """For how many seconds it was ready; 0.0 if it never was."""
+    """For how many seconds it was ready; 0.0 if it never was, and endless if it would
+    be ready still, had its handler not been stuck."""
     trouble: Exception
     """What to tell those who wait for it."""
 
@@ -267,7 +275,7 @@ class Keeper:
             self.instead = None
         process.wait()
         trouble = self._lost(f"the model process {process.pid} {process.fate}")
-        return Past(monotonic() - ready, trouble)
+        return Past(inf if model.stuck else monotonic() - ready, trouble)
 
     def _bring_up(self, process: Process) -> Exception | None:
         """Have the handler made; return why there is none."""

@@ -124,7 +124,9 @@ class Link:
     put in before it is sent: to send it fails, or the reader loses it.
     """
 
-    def __init__(self, channel: Channel, backend: Backend) -> None:
+    def __init__(self, channel: Channel, backend: Backend, most: int) -> None:
+        """Take a channel to a server whose batches have *most* calls."""
+        self.most = most
         self.alive = True
         self.leaving = False  # the server takes no more calls
         self._channel = channel

@@ -224,7 +224,7 @@ class Processes:
     def give_up(self, batch: Batch) -> None:
         model = self._claimed.get(batch)
         if model is not None:
-            model.kill()
+            model.give_up()
 
     def run(self, batch: Batch) -> Outcome:
         began, retry = monotonic(), self._spec.retry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -188,7 +189,7 @@ class Remote:
             return
         # Only now: while there was no server some of the callers may have left.
         calls = batch.still_wanted(calls)
-        for sent in pack_calls(job, calls, found) if calls else ():
+        for sent in _packed(job, calls, found, link.most):
             asked = Asked(batch, sent, found, self._backend)
             self._under_way[batch].append(asked)
             try:
@@ -232,7 +233,7 @@ class Remote:
         began = monotonic()
         while True:
             try:
-                channel = self._greet()
+                channel, most = self._greet()
                 break
             except (OSError, WireError) as error:
                 now = monotonic()
@@ -245,12 +246,14 @@ class Remote:
                     ) from None
             self._backend.wake().wait(AGAIN)
         self._missed = None
-        link = Link(channel, self._backend)
+        link = Link(channel, self._backend, most)
         self._links.add(link)
         if self._closed:
             link.end()
         try:
-            self._backend.spawn(link.read, lambda _: self._links.discard(link))
+            self._backend.spawn(
+                partial(self._read, link), lambda _: self._links.discard(link)
+            )
         except RuntimeError as error:
             self._links.discard(link)
             channel.close()
@@ -258,12 +261,19 @@ class Remote:
             raise BackendError(f"{self._of}: {message}") from error
         return link
 
+    def _read(self, link: Link) -> None:
+        """Take answers in; the life of the strand that does."""
+        link.read()
+        if not (link.leaving or self._over()):
+            message = "%s: has lost the model server at %s"
+            tell(logger, logging.WARNING, message, self._of, self._path)
+
     def _over(self) -> bool:
         """Tell whether nobody is to be asked: a fork has copied who wants to, say."""
         return self._closed or self._epoch is not process.epoch
 
-    def _greet(self) -> Channel:
-        """Return a channel to a server that has said who it is.
+    def _greet(self) -> tuple[Channel, int]:
+        """Return a channel to a server that has said who it is, and its max_size.
 
         Raises:
             OSError: There is none, or it says nothing.
@@ -281,6 +291,7 @@ class Remote:
             try:
                 server = frame.head["pid"], self._path, frame.head["name"]
                 channel.largest_sent = int(frame.head["largest"])
+                most = max(1, int(frame.head["max_size"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise WireError("a HELLO that makes no sense") from error
             message = "%s: connected to the model server %d at %s, which runs %s"
@@ -291,10 +302,19 @@ class Remote:
         except BaseException:
             channel.close()
             raise
-        return channel
+        return channel, most
 
     def _lost(self, text: str) -> WorkerLost:
         return WorkerLost(f"{self._of}: {text}")
+
+
+def _packed(job: Job, calls: list[int], found: Found, most: int) -> Iterator[Sent]:
+    """Pack calls, no more together than may be in a batch there.
+
+    A server sends all that was packed together with each batch that has some of it.
+    """
+    for start in range(0, len(calls), most):
+        yield from pack_calls(job, calls[start : start + most], found)
 
 
 def _ask(batch: Batch, job: Job, sent: Sent) -> Ask:

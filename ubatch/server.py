@@ -181,7 +181,12 @@ class Server:
             return False
         if frame.kind is not Kind.HELLO:
             raise WireError(f"a {frame.kind.name} from one who has not said hello")
-        hello = {"pid": os.getpid(), "name": self._label, "largest": self._largest}
+        hello = {
+            "pid": os.getpid(),
+            "name": self._label,
+            "largest": self._largest,
+            "max_size": self._batcher.max_size,
+        }
         channel.send(Kind.HELLO, 0, hello, timeout=STALLED)
         return True
 

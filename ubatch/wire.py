@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
-from struct import Struct, unpack_from
+from struct import Struct
 from typing import Any, NamedTuple
 
 VERSION = 1
@@ -89,14 +90,14 @@ def encode(
     Raises:
         WireError: It has too many parts.
     """
-    first = json.dumps([head, note], separators=(",", ":")).encode()
+    first = _to_json([head, note]).encode()
     sizes = [len(first), *map(len, parts)]
     if len(sizes) > MOST_PARTS:
         raise WireError(
             f"a {kind.name} of {len(sizes)} parts; {MOST_PARTS} are allowed"
         )
     header = HEADER.pack(MAGIC, VERSION, kind, len(sizes), ident, sum(sizes))
-    table = Struct(f"<{len(sizes)}Q").pack(*sizes)
+    table = struct.pack(f"<{len(sizes)}Q", *sizes)
     return [header + table + first, *parts]
 
 
@@ -135,7 +136,7 @@ def decode_sizes(data: Part, opened: Opened) -> tuple[int, ...]:
     Raises:
         WireError: They do not add up.
     """
-    sizes: tuple[int, ...] = unpack_from(f"<{opened.parts}Q", data)
+    sizes: tuple[int, ...] = struct.unpack_from(f"<{opened.parts}Q", data)
     if sum(sizes) != opened.total or not sizes:
         raise WireError(f"a {opened.kind.name} whose parts do not add up")
     return sizes
@@ -148,13 +149,17 @@ def decode_first(data: Part) -> tuple[Any, Note]:
         WireError: That makes no sense.
     """
     try:
-        head, note = json.loads(bytes(data))
+        head, note = _from_json(str(data, "utf-8"))
     except (ValueError, TypeError, RecursionError) as error:
         raise WireError("a frame whose first part makes no sense") from error
     if not isinstance(note, list):
         raise WireError("a frame whose first part makes no sense")
     return head, note
 
+
+# Made once: dumps() and loads() look at their options first, which takes as long.
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_from_json = json.JSONDecoder().decode
 
 KINDS = {int(kind): kind for kind in Kind}
 

@@ -98,6 +98,7 @@ BENCHMARK = Benchmark(
         "workers": {"workers": 2, "bursts": 5, "seconds": 1},
         "memory": {"workers": 2, "seconds": 1},
     },
+    limit=300.0,
     requirements=serve.BENCHMARK.requirements,
 )
 

@@ -101,7 +101,11 @@ def _stalls(result: Result, cells: Cells) -> str:
                 for probe in PROBES
                 for q in ("p50", "p99")
             ),
-            _text(result, cell, "handler_seconds", MS),
+            (
+                EMPTY
+                if cell["handler"] == NOTHING
+                else _text(result, cell, "handler_seconds", MS)
+            ),
         ]
         for cell in _by(cells, "handler")
     ]

@@ -1,22 +1,17 @@
-"""Which models does the benchmark `serve` have, and what is noted of their batches?
+"""Which models does the benchmark `serve` have?
 
-It runs in each system's own environment, in gunicorn's workers or in a model process,
-and imports nothing of the benchmarks'. BENCH_MODEL is a name of MODELS; each process
-notes its batches in a file below BENCH_HOME. As a program it prints what may be posted
-to /predict, as JSON.
+It runs in each system's own environment, in gunicorn's workers or in a model process.
+BENCH_MODEL is a name of MODELS. As a program it prints what may be posted to /predict,
+as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import time
 import warnings
 from collections.abc import Callable
-from itertools import count
-from pathlib import Path
-from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -24,35 +19,13 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier
 
+from serve_notes import Notes
+
 MODELS: dict[str, Callable[[], Any]] = {
     "forest": lambda: RandomForestClassifier(200, random_state=0),
     "mlp": lambda: MLPClassifier((512, 256), max_iter=4, random_state=0),
 }
 PICTURES = 32
-NOTE = Struct("<Qdd")
-"""Calls of a batch, seconds, CPU seconds; as ``serve_notes.py`` reads it."""
-MOST_NOTES = 1 << 17
-
-
-class Notes:
-    """A file in memory, one of each process, to which batches are added.
-
-    To take a number and to write there are atomic, whichever threads do it. It asks no
-    lock under gevent, and gives the GIL away nowhere.
-    """
-
-    def __init__(self) -> None:
-        folder = Path(os.environ["BENCH_HOME"], "notes")
-        folder.mkdir(exist_ok=True)
-        with Path(folder, str(os.getpid())).open("w+b") as file:
-            file.truncate(MOST_NOTES * NOTE.size)
-            self._memory = mmap.mmap(file.fileno(), 0)
-        self._numbers = count()
-
-    def add(self, calls: int, seconds: float, cpu_seconds: float) -> None:
-        """Note one batch."""
-        where = next(self._numbers) * NOTE.size
-        NOTE.pack_into(self._memory, where, calls, seconds, cpu_seconds)
 
 
 class Handler:

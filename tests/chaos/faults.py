@@ -22,7 +22,10 @@ KINDS = ("hup", "term", "kill", "lose", "unserve", "memory")
 """SIGHUP for gunicorn; SIGTERM for a worker; ``kill -9`` of a worker, of a model
 process, of the model server; 300 MB that somebody else takes."""
 
-EVERY = 1.8
+OFTEN = (*KINDS, "lose")
+"""As often as each; a model process, which may have no batch, twice."""
+
+EVERY = 1.6
 """Seconds between two, on average; one that ends a worker waits until two are up."""
 
 SETTLED = 1.5
@@ -53,11 +56,11 @@ class Done(NamedTuple):
 
 
 def schedule(seed: str, seconds: float) -> Iterator[Planned]:
-    """Return what is to come; of each kind as many, in a random order."""
+    """Return what is to come, in a random order."""
     random = Random(seed)
     at = random.uniform(0.4, 0.8) * EVERY
     while True:
-        for kind in random.sample(KINDS, len(KINDS)):
+        for kind in random.sample(OFTEN, len(OFTEN)):
             if at >= seconds:
                 return
             yield Planned(at, kind, random.randrange(100))
@@ -117,14 +120,15 @@ class Trouble:
         return time.monotonic() - self._journal.pulses[worker][0]["at"] > SETTLED
 
     def _lose(self, workers: list[int], victim: int) -> bool:
-        """Kill a model process; every other time one that has a batch."""
+        """Kill a model process; two of three times one that has a batch."""
         owners = [*workers, *children_of(self._server.pid, "server")]
         models = {pid: of for of in owners for pid in children_of(of, "model")}
-        if victim % 2:
+        if victim % 3:
+            self._journal.read()  # to look took some time
             models = {pid: of for pid, of in models.items() if self._runs(pid)}
         if not models:
             return False
-        pid = sorted(models)[victim // 2 % len(models)]
+        pid = sorted(models)[victim // 3 % len(models)]
         at = self._note("lose", [pid])
         self.losses.models[pid] = Loss(at, models[pid])
         with suppress(ProcessLookupError):

@@ -26,7 +26,7 @@ COLUMNS = {
     "503": "refused with a reason: 503, too many wait or the worker ends",
     "stuck": "refused with a reason: 503, every worker is stuck",
     "gone": "refused with a reason: 503, lost with a model process or server",
-    "alone": "refused with a reason: 503, no model server for 3 s",
+    "alone": "refused with a reason: 503, no model process or server",
     "504": "refused with a reason: 504, its deadline has passed",
     "shed": "refused with a reason: 504, it can make its deadline no more",
     "overrun": "refused with a reason: 504, the handler ran past handler_timeout",

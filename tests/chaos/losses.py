@@ -26,6 +26,9 @@ PROCESS_LOST = re.compile(
 )
 SERVER_LOST = "the model server is gone and had this call"
 
+NOT_THERE = re.compile(
+    r"the model process (\d+) was killed by SIGKILL(?: while it loaded \S+)?"
+)
 ABSENT = "no model server answers at "
 PATIENCE = 3.0
 """Seconds that there has to be none until one hears that."""
@@ -80,17 +83,31 @@ class Losses(NamedTuple):
         return False
 
     def left_alone(self, request: Request, batches: Batches) -> bool:
-        """Tell whether it was right to say that there is no model server.
+        """Tell whether it was right to say that there is nobody to run it.
 
-        One was killed, and nothing has run since in one that came after it.
+        A process was killed while it was loaded, or for another time, or there has been
+        no server for some time; and nothing has run since in one that came after it.
         """
-        if not request.message.startswith(f"server: {ABSENT}"):
+        name = NAMES.get(request.batcher)
+        if name is None:
             return False
-        alone = request.ended - PATIENCE + LAG
-        return any(at < alone for at in self.servers.values()) and not any(
-            alone < run.began < request.ended - LAG
+        ended = request.ended
+        gone = NOT_THERE.fullmatch(request.message.removeprefix(f"{name}: "))
+        if gone is not None and int(gone[1]) in self.models:
+            since, parent = self.models[int(gone[1])]
+            if request.batcher == "process" and parent != request.pid:
+                return False
+        elif request.message.startswith(f"server: {ABSENT}"):
+            since, parent = ended - PATIENCE, 0
+            if not any(at < since + LAG for at in self.servers.values()):
+                return False
+        else:
+            return False
+        return since < ended and not any(
+            since + LAG < run.began < ended - LAG
+            and run.parent == (parent or run.parent)
             for batch in batches.all
-            if batch.batcher == request.batcher == "server"
+            if batch.batcher == request.batcher
             for run in batch.runs
         )
 

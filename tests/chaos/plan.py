@@ -57,8 +57,8 @@ BATCHERS = {
     "shared": Kind(1, "fail", 0.6, 0.005, 0.003),
     # So slow that they have a batch much of the time, when they are killed; but not so
     # slow that a batch in which many are bad were stuck before its deadline.
-    "process": Kind(1, "isolate", 0.8, 0.003, 0.02, models="worker"),
-    "server": Kind(2, "isolate", 0.8, 0.003, 0.02, 48, models="server", retry=True),
+    "process": Kind(1, "isolate", 0.8, 0.003, 0.01, models="worker"),
+    "server": Kind(2, "isolate", 0.8, 0.003, 0.01, 48, models="server", retry=True),
 }
 """The routes of the app, each with a batcher of its own kind."""
 

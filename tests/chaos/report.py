@@ -37,7 +37,7 @@ ENOUGH_PAST = 5
 """Batches past the limit, of which one at least has to be seen to be replaced."""
 
 
-MODEL_GROWTH = {"rss": 5.0, "fds": 2.0, "threads": 2.0}
+MODEL_GROWTH = {"rss": 10.0, "fds": 2.0, "threads": 2.0}
 """The same for a model process, or a model server, that lived on."""
 
 WORKERS = 2
