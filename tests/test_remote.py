@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -818,6 +819,22 @@ def test_numbers_begin_anew(
             assert [number] == row(the.ub.ubatch(number))
         holder.result()
     assert link.NUMBERS == 4
+
+
+def test_an_ask_that_was_answered_takes_no_memory(world: World, tmp_path: Path) -> None:
+    """A connection that lives for ever does not keep the numbers of its asks."""
+    only = [tracemalloc.Filter(True, link.__file__)]
+    with here(world, tmp_path) as the:
+        the.gate.open()
+        for number in range(500):
+            assert [number] == row(the.ub.ubatch(number))
+            if number == 100:
+                tracemalloc.start()
+        try:
+            left = tracemalloc.take_snapshot().filter_traces(only)
+        finally:
+            tracemalloc.stop()
+    assert sum(trace.size for trace in left.traces) < 4000
 
 
 # Lives

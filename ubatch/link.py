@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import cycle
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ubatch.batch import Batch
@@ -131,7 +131,7 @@ class Link:
         self.leaving = False  # the server takes no more calls
         self._channel = channel
         self._turnstile = backend.mutex()
-        self._numbers = cycle(range(1, NUMBERS))
+        self._numbers = count()
         self._under_way: dict[int, Asked] = {}
 
     @property
@@ -146,7 +146,7 @@ class Link:
             LinkLost: The link has ended, and the server has not got all of it.
             WireError: It is more than a server takes.
         """
-        asked.link, asked.number = self, next(self._numbers)
+        asked.link, asked.number = self, 1 + next(self._numbers) % (NUMBERS - 1)
         self._under_way[asked.number] = asked
         try:
             self._send(lambda: (Kind.CALLS, asked.number, *write_ask(make())))
