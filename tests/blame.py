@@ -34,6 +34,7 @@ class Runs:
         first = self.calls.index(part[0])
         assert part == self.calls[first : first + len(part)], f"{part}: no part"
         assert self._suspects.issuperset(part), f"{part} run again, known already"
+        assert self.count or part == self.calls, f"{part} instead of all"
         self.part = part
         self.running = True
         self.count += 1

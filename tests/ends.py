@@ -12,6 +12,7 @@ from ubatch import (
     DeadlineExceeded,
     HandlerExit,
     Stopped,
+    WorkerLost,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ STOPPED = End("failures", Stopped)
 BROKEN = End("failures", RuntimeError)
 STUCK = End("expired", DeadlineExceeded)
 JAMMED = End("failures", BackendError)
+LOST = End("failures", WorkerLost)
 
 
 class Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,10 @@ from tests.apps.inside import Forked
 from tests.callers import SOON, Callers
 from tests.conftest import PATCHED
 from tests.ends import FAILED, WAYS, Way
-from tests.stage import ODDS, PICK, THREADS, objects, setups
-from tests.watched import Answer, Item, Mapped, Stopping
+from tests.stage import ELSEWHERE, ODDS, PICK, THREADS, objects, setups
+from tests.watched import Answer, Held, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
-from ubatch.batch import Batch
+from ubatch.batch import Batch as RealBatch
 
 PLACES = st.sets(st.integers(0, 7), min_size=1)
 """Of calls in a batch: those that a handler dislikes, if they are there."""
@@ -28,6 +29,11 @@ PLACES = st.sets(st.integers(0, 7), min_size=1)
 
 class Machine(Callers):
     """Drives one batcher after another, and compares it with the model."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend)
+        self.successors = self.executors  # of the first batcher's
+        self.most_forks = 2
 
     # What handlers do.
 
@@ -72,7 +78,7 @@ class Machine(Callers):
             return
         for one in late:
             self.model.stick(one.batch)
-        run_out_of_time([one.real for one in late])
+        run_out_of_time([real_batch(one) for one in late])
         self.rest()
 
     def has_threads_for(self, more: int) -> bool:
@@ -131,16 +137,16 @@ class Machine(Callers):
         """Stop this batcher, and go on with another, which has another executor."""
         if sure or self.model.broken:
             self.finish()
-            self.begin(data.draw(setups(self.backend), label="setup"))
+            self.begin(data.draw(setups(self.successors), label="setup"))
 
-    @precondition(lambda self: self.forks < 2 and self.numbers > 2)
+    @precondition(lambda self: self.forks < self.most_forks and self.numbers > 2)
     @rule()
     def fork(self) -> None:
         """Fork: the child has no call but its own, and the parent loses none."""
         self.forks += 1
         model, ub, setup = self.model, self.ub, self.setup
         size = setup["max_size"]
-        ours = setup["executor"] in ("threadpool", "inline")
+        ours = setup["executor"] in ("threadpool", "inline", *ELSEWHERE)
         room = setup["max_pending"] is None or setup["max_pending"] >= size
         alive = [one.future for one in self.promised() if one.call.end is None]
 
@@ -202,7 +208,7 @@ class Machine(Callers):
             raise
         finally:
             self.holding = False
-            for held in [*self.held, *self.entered[self.seen :]]:
+            for held in [*self.held, *self.cut_off, *self.entered[self.seen :]]:
                 held.gate.open()
             if isinstance(self.pool, ThreadPoolExecutor):
                 self.pool.shutdown()
@@ -210,9 +216,11 @@ class Machine(Callers):
                 self.pool.kill()
             if self.backend == "gevent":
                 gevent.get_hub().threadpool.kill()
-            self.pool = None
+            if self.bridge is not None:
+                self.bridge.close()
+            self.pool = self.bridge = None
             del self.model, self.ub, self.calls
-            del self.watched, self.entered, self.held
+            del self.watched, self.entered, self.held, self.cut_off
         self.until_gone(self.left)
 
     def answer_all(self) -> None:
@@ -224,7 +232,21 @@ class Machine(Callers):
             self.answer(0, WAYS[number % len(WAYS)], places)
 
 
-def run_out_of_time(batches: list[Batch]) -> None:
+def real_batch(held: Held) -> RealBatch:
+    """Return the batch that a handler runs, of which it knows if it is here."""
+    if held.real is not None:
+        return held.real
+    numbers = [call.number for call in held.batch.calls]
+    for one in gc.get_objects():
+        if isinstance(one, RealBatch) and one.running and not one.settled:
+            args, kwargs = one.inputs
+            items = args[0] if args else kwargs["item"]
+            if numbers == [item.number for item in items]:
+                return one
+    raise AssertionError(f"no batch of {numbers} runs")
+
+
+def run_out_of_time(batches: list[RealBatch]) -> None:
     """Let the handlers' time be up now, and not when handler_timeout says.
 
     As if they had begun that much earlier: it is left to the alarm to find out.

@@ -31,6 +31,7 @@ class Batch:
         self.calls: list[Call] = []
         self.sealed = False  # it has been full, and takes no more
         self.hurried = False  # it may close early, for a deadline in it
+        self.lost = False  # a process was killed that had it
         self.runs: Runs  # as soon as it is closed
 
     def alive(self) -> list[Call]:
@@ -43,6 +44,7 @@ class Life:
     def __init__(self) -> None:
         self.started = False
         self.closed = False
+        self.killed = False  # and what ran there, by stop()
         self.called = False  # something was made for it, which stop() has to end
         self.waiting: list[Batch] = []
         self.running: list[Batch] = []
@@ -249,7 +251,7 @@ class Model:
         Args:
             picked: The places that get an error of their own, if any do.
         """
-        batch.runs.end(way, picked, wanted=bool(batch.alive()))
+        batch.runs.end(way, picked, wanted=self.is_wanted(batch))
         if not batch.runs.over:
             return
         self.counts["reruns"] += batch.runs.count - 1
@@ -257,6 +259,10 @@ class Model:
         (life.stuck if batch in life.stuck else life.running).remove(batch)
         for call in batch.alive():
             self.finish(call, batch.runs.ends[call])
+
+    def is_wanted(self, batch: Batch) -> bool:
+        """Tell whether a batch that failed may be run further, in parts."""
+        return bool(batch.alive())
 
     def stick(self, batch: Batch) -> None:
         """Give a running batch up, whose handler runs for too long."""

@@ -12,23 +12,26 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
+import psutil
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 from greenlet import greenlet
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
+from tests.bridge import Bridge, Link
 from tests.conftest import PATCHED
 from tests.ends import Call
 from tests.fakes import Caller, Gate, HubGate, NativeCaller, World
+from tests.lost import ModelElsewhere
 from tests.model import Model
 from tests.watched import Answer, Held, Item, Mapped
-from ubatch import Future, UBatch
+from ubatch import Future, ProcessExecutor, UBatch
 from ubatch.backends.thread import ParkedThread
 from ubatch.batch import Batch as RealBatch
 from ubatch.collector import Collector
@@ -46,6 +49,9 @@ if gevent.config.loop.__module__.startswith("gevent.libuv"):
 THREADS = 10
 """Handlers that may be held at once: the hub's own pool has as many threads."""
 
+ELSEWHERE = ["process", "process, retry"]
+"""The same in model processes, which Linux has."""
+
 # Whatever option is to come into play; what ends calls by the clock must be off.
 OPTIONS: dict[str, Any] = {"shed": False}
 
@@ -53,11 +59,11 @@ PICK = st.integers(0, 99)
 ODDS = st.integers(0, 3).map(lambda number: number == 0)
 
 
-def setups(backend: str) -> st.SearchStrategy[dict[str, Any]]:
+def setups(executors: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
     """Return the kinds of batchers that a run may begin with."""
     return st.fixed_dictionaries(
         {
-            "executor": st.sampled_from(EXECUTORS[backend]),
+            "executor": st.sampled_from(executors),
             "max_size": st.integers(1, 4) | st.just(8),
             "max_pending": st.none() | st.integers(1, 6),
             "workers": st.integers(1, 2),
@@ -82,17 +88,20 @@ class Stage(RuleBasedStateMachine):
         self.ub: UBatch[Any, Any]
         self.model: Model
         self.pool: Any = None
+        self.executors: Sequence[str] = EXECUTORS[backend]  # of the first batcher
+        self.bridge: Bridge | None = None  # to processes, if the handler is there
         gevent.get_hub().threadpool  # makes it
         gc.collect()
         gc.freeze()  # what a failed run left is not this one's
         self.threads_before = set(sys._current_frames())
         self.files_before = open_files()
+        self.processes_before = processes()
         self.armed_before = gevent.get_hub().loop.activecnt  # timers, and the like
         self.log = Log()
 
     @initialize(data=st.data())
     def first_batcher(self, data: Any) -> None:
-        self.begin(data.draw(setups(self.backend), label="setup"))
+        self.begin(data.draw(setups(self.executors), label="setup"))
 
     def begin(self, setup: dict[str, Any]) -> None:
         """Make a batcher, and its model."""
@@ -108,11 +117,20 @@ class Stage(RuleBasedStateMachine):
             executor = self.pool = ThreadPool(THREADS)
         shared = {name: setup[name] for name in ("max_pending", "workers", "linger")}
         isolate = setup["on_error"] == "isolate"
-        self.model = Model(setup["max_size"], **shared, isolate=isolate)
+        handler: Any = self.handle
+        kind = ModelElsewhere if executor in ELSEWHERE else Model
+        self.model = kind(setup["max_size"], **shared, isolate=isolate)
+        if isinstance(self.model, ModelElsewhere):
+            self.model.retry = executor == "process, retry"
+            self.bridge = Bridge(self.handle_elsewhere)
+            executor = ProcessExecutor(
+                self.bridge.factory, setup["workers"], retry=self.model.retry
+            )
+            handler = None
         self.ub = UBatch(
             setup["max_size"],
             60.0 if setup["linger"] == "full" else 0.005,
-            handler=self.handle,
+            handler=handler,
             backend=self.backend,  # type: ignore[arg-type]
             executor=executor,
             on_error=setup["on_error"],
@@ -126,6 +144,7 @@ class Stage(RuleBasedStateMachine):
         self.seen = 0  # of those
         self.unseen = 0  # batches that no handler got, as stop() lost patience
         self.held: list[Held] = []
+        self.cut_off: list[Held] = []  # their process is being killed
         self.told: Counter[int] = Counter()
         self.log.clear()
         self.holding = True  # handlers
@@ -135,7 +154,15 @@ class Stage(RuleBasedStateMachine):
 
     def handle(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a batch, or a part of it: the handler."""
-        held = Held(args, kwargs, HubGate() if self.inline else Gate())
+        return self.hold(Held(args, kwargs, HubGate() if self.inline else Gate()))
+
+    def handle_elsewhere(
+        self, link: Link, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do the same for a model process."""
+        return self.hold(Held(args, kwargs, Gate(), link))
+
+    def hold(self, held: Held) -> Any:
         if os.getpid() == self.parent and self.holding:
             self.entered.append(held)
             held.gate.wait()
@@ -158,6 +185,8 @@ class Stage(RuleBasedStateMachine):
         self.compare()
 
     def is_at_rest(self) -> bool:
+        if self.bridge is not None and not self.is_bridge_at_rest(self.bridge):
+            return False
         self.notice()  # first, as it may show that somebody is not yet due
         for one in self.watched:
             if one.has_ended():
@@ -177,6 +206,22 @@ class Stage(RuleBasedStateMachine):
             and (seen.pending, seen.running, seen.stuck)
             == (self.model.pending(), self.model.running(), self.model.stuck())
         )
+
+    def is_bridge_at_rest(self, bridge: Bridge) -> bool:
+        """Let go of the runs whose process was killed; tell whether all were noticed.
+
+        Nobody hears of how they end.
+        """
+        self.notice()
+        for held in self.held:
+            if held.batch not in held.batch.life.running:
+                self.cut_off.append(held)
+        self.held = [one for one in self.held if one not in self.cut_off]
+        for held in self.cut_off[:]:
+            if held.link is not None and held.link.is_gone():
+                held.gate.open()
+                self.cut_off.remove(held)
+        return not self.cut_off and bridge.busy() == len(self.held)
 
     def notice(self) -> None:
         """Check what handlers were given since the last look."""
@@ -223,7 +268,7 @@ class Stage(RuleBasedStateMachine):
             f"{self.ub.stats()}\nmodel: {dict(self.model.counts)}, "
             f"{self.model.pending()} pending, {self.model.running()} running, "
             f"{[[one.calls for one in batches] for batches in waiting]} wait, "
-            f"{late} are late"
+            f"{late} are late, {self.cut_off} should be killed"
         )
 
     def until_gone(self, look: Callable[[], list[str]]) -> None:
@@ -238,8 +283,10 @@ class Stage(RuleBasedStateMachine):
         threads = set(sys._current_frames()) - self.threads_before
         files = open_files() - self.files_before
         armed = gevent.get_hub().loop.activecnt - self.armed_before
-        if threads or files or armed:
-            return [f"threads {threads}", f"files {files}", f"watchers {armed}"]
+        others = processes() - self.processes_before
+        if threads or files or armed or others:
+            found = f"threads {threads}, files {files}, processes {others}"
+            return [found, f"watchers {armed}"]
         left = objects(RealBatch, Future, ParkedThread, Answer, Item)
         for one in gc.get_objects():
             begun = isinstance(one, greenlet) and bool(one)  # and not ended
@@ -306,6 +353,11 @@ def objects(*kinds: type) -> list[str]:
     """Return what is left, by name: a list of the things would keep them alive."""
     gc.collect()
     return [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
+
+
+def processes() -> set[int]:
+    """Return the processes that this one has started, also dead ones."""
+    return {child.pid for child in psutil.Process().children()}
 
 
 def open_files() -> set[str]:

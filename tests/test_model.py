@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.killing import MachineElsewhere
 from tests.machine import Machine
+from ubatch import keeper
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 """How many runs `make model` wants; without it there are a few, always the same."""
@@ -46,3 +48,15 @@ def _apart() -> Iterator[None]:
 def test_every_call_ends_once_and_as_the_model_says(backend: str) -> None:
     """Calls, kills, deadlines, bad calls, stuck handlers, forks, stops: as foreseen."""
     run_state_machine_as_test(lambda: Machine(backend), settings=SETTINGS)
+
+
+@pytest.mark.concurrency
+@pytest.mark.usefixtures("_apart")
+def test_the_same_is_true_of_model_processes_that_are_killed(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where the handler is in another process, and kill -9 is no surprise."""
+    monkeypatch.setattr(keeper, "STEADY", 0.0)  # so that no pause gets longer
+    monkeypatch.setattr(keeper, "FIRST_PAUSE", 0.01)
+    few = settings(SETTINGS, max_examples=EXAMPLES // 10 or 10)
+    run_state_machine_as_test(lambda: MachineElsewhere(backend), settings=few)

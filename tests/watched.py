@@ -6,27 +6,17 @@ Each of the watched knows from the model whether it should have ended, and how.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tests.apps.held import Answer, Item
 from tests.ends import CANCELLED, Boom, Call, End, Way
 from tests.fakes import Caller, Gate, HubGate
 from tests.model import Batch, Life, Model
 from ubatch import Future
 from ubatch.nesting import running_batch
 
-
-class Item:
-    """What a call asks about."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class Answer:
-    """What it gets; its own if the number is the same."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+if TYPE_CHECKING:
+    from tests.bridge import Link
 
 
 def arguments(shape: str, item: Item) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -40,9 +30,14 @@ class Held:
     """A handler that has its batch, and waits to be told how to end."""
 
     def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], gate: Gate | HubGate
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        gate: Gate | HubGate,
+        link: Link | None = None,
     ) -> None:
         self.gate = gate
+        self.link = link  # to the process that runs it, if it is another one
         self.way: Way = "results"
         self.picked: set[int] = set()
         self.batch: Batch  # as soon as the model knows of it
