@@ -21,8 +21,8 @@ from ubatch.spawn import ubatch_command
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds until it is started again: the first time, and at most. Each time it is
-twice as long, until it has lived for STEADY."""
+"""Seconds until it is started again, if it has not lived for STEADY: the first time,
+and at most. Each time it is twice as long. One that has is started again at once."""
 
 STEADY = 10.0
 """Seconds for which it has to live, to be taken for sound."""
@@ -94,7 +94,7 @@ class Sidecar:
 
     def _note_end(self) -> None:
         if monotonic() - self._began >= STEADY:
-            self._pause = FIRST_PAUSE
+            self._pause = 0.0
         pid = self._pid
         self._forget()
         self._later(f"the model server {pid} has ended")
@@ -103,7 +103,7 @@ class Sidecar:
         message = "%s; starting another in %.1f s"
         tell(logger, logging.ERROR, message, why, self._pause)
         self._again_at = monotonic() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
 
     def _has_ended(self, timeout: float = 0.0) -> bool:
         """Tell whether it has, whoever has waited for it."""
