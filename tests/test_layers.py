@@ -31,7 +31,7 @@ LAYERS = {
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
     "wire": set(),
-    "memory": {"wire"},
+    "memory": {"process", "wire"},
     "channel": {"memory", "process", "wire"},
     "arrays": set(),
     "parcel": {"arrays", "errors", "wire"},

@@ -237,3 +237,40 @@ def test_greenlets_that_end_in_a_fork_end_no_process(tmp_path: Path) -> None:
     with FileGate(tmp_path / "gate") as gate:
         seen = run(fork_and_kill_greenlets, str(tmp_path / "record"), gate.path)
     assert [["FIRST", "done", "NEXT"], 1] == seen
+
+
+def fork_with_a_large_result(leg: str) -> Any:
+    """Fork with an array that came through shared memory; tell what is left of it."""
+    import os
+
+    import numpy
+
+    from tests.apps.inside import Forked, world_of
+
+    world = world_of(leg)
+    from ubatch import ProcessExecutor, UBatch
+
+    executor = ProcessExecutor("tests.apps.models:echo")
+    backend: Any = world.backend
+    ub: UBatch[Any, Any] = UBatch(1, 0.0, executor=executor, backend=backend).start()
+    kept = [ub.ubatch(numpy.zeros(100_000))]
+    reader, writer = os.pipe()
+
+    def in_the_fork() -> list[float]:
+        os.read(reader, 1)
+        return numpy.unique(kept[0]).tolist()  # type: ignore[no-any-return]
+
+    child = Forked(in_the_fork)
+    kept.clear()
+    for number in range(1, 9):
+        assert (ub.ubatch(numpy.full(100_000, float(number))) == number).all()
+    os.write(writer, b"x")
+    found = child.result()
+    ub.stop()
+    return found
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_result_that_a_fork_has_copied_does_not_change(leg: str) -> None:
+    """The parent lets go of it; the memory that the child reads is not used again."""
+    assert [0.0] == run(fork_with_a_large_result, leg)

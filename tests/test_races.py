@@ -47,6 +47,7 @@ from ubatch.endings import Endings
 from ubatch.keeper import Keeper
 from ubatch.life import close
 from ubatch.link import Link
+from ubatch.memory import WORTH, Incoming, Outgoing
 from ubatch.nesting import waiting_for
 from ubatch.origin import Found
 from ubatch.remote import Remote
@@ -640,3 +641,18 @@ def test_race_reaped(threads: World) -> None:
         assert "was killed by SIGKILL" == wait()
     assert "was killed by SIGKILL" == others[0].result()
     process.close()
+
+
+def test_race_handed_out() -> None:
+    """Memory that is being handed out is not used again."""
+    outgoing, incoming = Outgoing(), Incoming()
+    put = outgoing.put([bytes(WORTH)])
+    assert put is not None and put.fd is not None
+    incoming.open(put.number, put.size, put.fd)
+    os.close(put.fd)
+    told: list[list[int]] = []
+    with before(Incoming.get, "return found", lambda: told.append(incoming.done())):
+        found = incoming.get(put.number, put.places)
+    assert [[]] == told and [] == incoming.done()
+    del found
+    assert [put.number] == incoming.done()

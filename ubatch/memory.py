@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
+from ubatch import process
 from ubatch.wire import IN_BAND, Note, Part, WireError
 
 Rights = list[tuple[int, int, bytes]]
@@ -164,15 +165,19 @@ class Outgoing:
         return Put(number, len(segment), places, fd)
 
     def free(self, numbers: list[int]) -> None:
-        """Take note that the reader has done with some segments."""
-        if not all(number in range(SEGMENTS) for number in numbers):
+        """Take note that the reader has done with some segments; see done()."""
+        if not all(number in range(-SEGMENTS, SEGMENTS) for number in numbers):
             raise WireError("segments of memory that there are not")
-        self._free.update(numbers)
+        for number in numbers:
+            if number < 0:
+                number = ~number
+                self._segments[number] = None
+            self._free.add(number)
 
     def _take(self, needed: int) -> tuple[int | None, int | None]:
         """Return a free segment, and its descriptor if it is a new one."""
         made = None
-        for number in self._free:
+        for number in list(self._free):  # others may be added meanwhile
             segment = self._segments[number]
             if segment is not None and len(segment) >= needed:
                 self._free.discard(number)
@@ -208,7 +213,8 @@ class Incoming:
 
     def __init__(self) -> None:
         self._segments: dict[int, mmap.mmap] = {}
-        self._read: set[int] = set()  # of which the other side has not been told
+        # Of which the other side has not been told, and how often we had forked then.
+        self._read: dict[int, int] = {}
 
     def open(self, number: int, size: int, fd: int) -> None:
         """Take a new segment in, instead of one of the same number.
@@ -235,17 +241,27 @@ class Incoming:
         segment = self._segments.get(number)
         if segment is None or number in self._read:
             raise WireError("a segment of memory that nobody has spoken of")
-        self._read.add(number)
         whole = memoryview(segment)
         if any(not 0 <= at <= at + size <= len(whole) for at, size in places):
             raise WireError("a place that is not in its segment of memory")
-        return [whole[at : at + size] for at, size in places]
+        # Race (handed_out): 1. this says that a segment is read; 2. done() finds that
+        #       nothing refers to it yet; 3. this hands it out, and the other side
+        #       writes over it. So something does before this says so.
+        found = [whole[at : at + size] for at, size in places]
+        self._read[number] = process.forks
+        return found
 
     def done(self) -> list[int]:
-        """Return the segments that nothing refers to any more, once."""
-        done = [number for number in self._read if _unused(self._segments[number])]
-        self._read.difference_update(done)
-        return done
+        """Return the segments that nothing refers to any more, once.
+
+        A child that we have forked since may refer to what was there: such a one is
+        told of by ``~number``, and is to be made anew.
+        """
+        read = list(self._read.items())  # others may be added meanwhile
+        done = [(number, at) for number, at in read if _unused(self._segments[number])]
+        for number, _ in done:
+            del self._read[number]
+        return [number if at == process.forks else ~number for number, at in done]
 
 
 def _make(needed: int) -> tuple[mmap.mmap, int]:
