@@ -24,26 +24,38 @@ class MachineElsewhere(Machine):
         self.successors = [*ELSEWHERE, *EXECUTORS[backend]]
 
     @precondition(lambda self: self.bridge is not None)
-    @rule(pick=PICK)
-    def kill_process(self, pick: int) -> None:
+    @rule(pick=PICK, call=st.booleans())
+    def kill_process(self, pick: int, call: bool) -> None:
         """Kill a model process, that has a batch or none: another follows."""
         assert self.bridge is not None
         link = self.pick(self.bridge.links, pick)
         if link is not None and (link.is_busy() or link.pid in self.ready()):
-            self.kill_one(link)
+            self.kill_one(link, call)
 
     @precondition(lambda self: self.bridge is not None)
     @rule(count=st.integers(1, 6), again=st.booleans())
     def kill_at_work(self, count: int, again: bool) -> None:
         """Kill one that has a batch, and then the one that this is run in again."""
-        if self.model.life.closed or not self.model.life.started:
-            self.start()
+        self.start()
         self.map(count, keep=True, afar=False)
         for _ in range(1 + again):
             if self.held and self.held[-1].link is not None:
                 self.kill_one(self.held[-1].link)
 
-    def kill_one(self, link: Link) -> None:
+    @precondition(lambda self: self.bridge is not None)
+    @rule()
+    def kill_at_leisure(self) -> None:
+        """Kill one that has no batch, as the next call is about to find out."""
+        self.start()
+        self.promise("one", None)
+        self.answer_all()
+        assert self.bridge is not None
+        idle = [one for one in self.bridge.links if one.pid in self.ready()]
+        if idle:
+            self.kill_one(idle[0], call=True)
+
+    def kill_one(self, link: Link, call: bool = False) -> None:
+        """Kill a model process; *call* before anybody can have heard of that."""
         os.kill(link.pid, signal.SIGKILL)
         for held in self.held[:]:
             if held.link is link:
@@ -51,6 +63,10 @@ class MachineElsewhere(Machine):
                 self.model.lose(held.batch)
                 self.held.remove(held)
                 self.cut_off.append(held)
+        if call:
+            while not link.is_gone():
+                pass  # nor does the hub run
+            self.promise("one", None)
         self.rest()
 
     def ready(self) -> list[int]:

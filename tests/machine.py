@@ -18,7 +18,8 @@ from tests.apps.inside import Forked
 from tests.callers import SOON, Callers
 from tests.conftest import PATCHED
 from tests.ends import FAILED, WAYS, Way
-from tests.stage import ELSEWHERE, ODDS, PICK, THREADS, objects, setups
+from tests.stage import ELSEWHERE, ODDS, PICK, THREADS, setups
+from tests.traces import objects
 from tests.watched import Answer, Held, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
 from ubatch.batch import Batch as RealBatch

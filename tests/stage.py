@@ -7,7 +7,6 @@ each handler is held until a step lets it end. So the model knows what should be
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
-import psutil
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 from greenlet import greenlet
@@ -30,6 +28,7 @@ from tests.ends import Call
 from tests.fakes import Caller, Gate, HubGate, NativeCaller, World
 from tests.lost import ModelElsewhere
 from tests.model import Model
+from tests.traces import Log, objects, open_files, processes
 from tests.watched import Answer, Held, Item, Mapped
 from ubatch import Future, ProcessExecutor, UBatch
 from ubatch.backends.thread import ParkedThread
@@ -328,41 +327,3 @@ class Stage(RuleBasedStateMachine):
         caller = (NativeCaller if native else self.world.spawn)(begin)
         self.world.until(lambda: begun)
         return caller
-
-
-class Log(logging.Handler):
-    """What the log says of strands that died or are stuck; it goes nowhere else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clear()
-        logging.getLogger("ubatch").handlers = [self]
-
-    def clear(self) -> None:
-        self.deaths: list[str] = []
-        self.stuck = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "died" in record.msg:
-            self.deaths.append(record.getMessage())
-        if "the handler has run for" in record.msg:
-            self.stuck += 1
-
-
-def objects(*kinds: type) -> list[str]:
-    """Return what is left, by name: a list of the things would keep them alive."""
-    gc.collect()
-    return [repr(one) for one in gc.get_objects() if isinstance(one, kinds)]
-
-
-def processes() -> set[int]:
-    """Return the processes that this one has started, also dead ones."""
-    return {child.pid for child in psutil.Process().children()}
-
-
-def open_files() -> set[str]:
-    """Return the open files of this process, where one can see them."""
-    try:
-        return set(os.listdir("/proc/self/fd"))
-    except FileNotFoundError:
-        return set()

@@ -58,5 +58,5 @@ def test_the_same_is_true_of_model_processes_that_are_killed(
     """The same where the handler is in another process, and kill -9 is no surprise."""
     monkeypatch.setattr(keeper, "STEADY", 0.0)  # so that no pause gets longer
     monkeypatch.setattr(keeper, "FIRST_PAUSE", 0.01)
-    few = settings(SETTINGS, max_examples=EXAMPLES // 10 or 10)
+    few = settings(SETTINGS, max_examples=EXAMPLES // 20 or 6)
     run_state_machine_as_test(lambda: MachineElsewhere(backend), settings=few)
