@@ -101,6 +101,8 @@ class Executor(Protocol):
     """The handler runs beside the callers, not instead of them."""
     on_hub: bool
     """The handler runs on the hub, so that batch after batch would starve others."""
+    apart: bool
+    """The handler has an interpreter of its own, and no GIL to wait for here."""
 
     def run(self, batch: Batch) -> Outcome:
         """Run a batch's handler; block the strand, raise nothing of the handler's."""
@@ -202,6 +204,7 @@ class InlineExecutor:
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = False  # the threads that call share the interpreter with it
     on_hub = False
+    apart = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -262,6 +265,7 @@ class PoolExecutor:
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
+    apart = False
 
     def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
         self.name = name
@@ -304,6 +308,7 @@ class FuturesExecutor:
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
+    apart = False
 
     def __init__(
         self,

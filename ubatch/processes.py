@@ -162,6 +162,7 @@ class Processes:
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
+    apart = True
 
     def __init__(
         self,

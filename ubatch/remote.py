@@ -102,6 +102,7 @@ class Remote:
     fatal: tuple[type[BaseException], ...] = ()
     overlaps = True
     on_hub = False
+    apart = True
     trouble: Exception | None = None
     vacant = True
 

@@ -200,7 +200,9 @@ class Strands:
         """
         if self._executor.on_hub:
             return True
-        return self._observer is not None and self._observer.contended
+        if self._observer is None or self._executor.apart:
+            return False
+        return self._observer.contended
 
     def _long_since_a_turn(self) -> bool:
         return monotonic() - self._turned > TURN_EVERY
