@@ -317,13 +317,14 @@ class FileGate:
 def environment(**changes: str) -> dict[str, str]:
     """Return the environment of a child: ours, without what would change the result.
 
-    GEVENT_LOOP stays: who sets it wants the whole suite on that loop.
+    GEVENT_LOOP stays: who sets it wants the whole suite on that loop. And so do
+    PYTHONWARNINGS, which a test may set for a child and its children.
     """
     ours = ("UBATCH_", "GEVENT_", "GUNICORN_", "PYTHON", "WEB_CONCURRENCY", "GATE")
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == "GEVENT_LOOP" or not name.startswith(ours)
+        if name in ("GEVENT_LOOP", "PYTHONWARNINGS") or not name.startswith(ours)
     }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **changes}
 

@@ -59,6 +59,10 @@ FILLED = {("thread", "server"): {"rss": 8 * MB}}
 """Instead of these: 64 threads that ask, each of which keeps some memory that it had,
 until after some hundred thousand calls that is 0.1 MB for each."""
 
+HIRED = {("thread", "server"): {"threads": 64.0}}
+"""Instead of these, in a short run: there is a thread for each ask that is under way,
+hired when there first are as many, which in some seconds there may not have been."""
+
 HAPPENS = {"reruns": "runs of parts of a batch", "stuck": "workers stuck, replaced"}
 KILLED = {"kills": "model processes killed"}
 EVENTS = {"worker": HAPPENS, "process": {**HAPPENS, **KILLED}, "server": KILLED}
@@ -107,7 +111,9 @@ class Run(NamedTuple):
     @property
     def floors(self) -> dict[str, float]:
         """Growth that is within noise."""
-        return {**FLOORS[self.place], **FILLED.get((self.kind, self.place), {})}
+        where = self.kind, self.place
+        floors = {**FLOORS[self.place], **FILLED.get(where, {})}
+        return floors if self.seconds >= SHORT else {**floors, **HIRED.get(where, {})}
 
     def growth(self, what: str) -> Growth:
         """Return how something grew once the run was warm."""
