@@ -296,15 +296,8 @@ class Processes:
             self._claimed.pop(batch, None)
             if model.sound and not model.retired:
                 self._vacant.append(model)
-            awaited = self._take_awaited()
         model.let_go()
-        for wake in awaited:
-            wake.set()
-        self._changed(None)  # for a strand that has found all of them taken
-
-    def _take_awaited(self) -> list[Wake]:
-        awaited, self._awaited = self._awaited, []
-        return awaited
+        self._tell()  # a strand, too, that has found all of them taken
 
     # What the keepers tell.
 
@@ -357,7 +350,7 @@ class Processes:
 
     def _tell(self, trouble: Exception | None = None) -> None:
         with self._lock:
-            awaited = self._take_awaited()
+            awaited, self._awaited = self._awaited, []
         for wake in awaited:
             wake.set()
         self._changed(trouble)
