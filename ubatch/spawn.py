@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import sys
 from _socket import socket, socketpair
 from contextlib import suppress
+from fcntl import ioctl
 from pathlib import Path
 from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
 from typing import Protocol
@@ -31,8 +33,22 @@ UNWANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that may be meant for all processes of a terminal or of a service. Who has a
 model process decides when it ends: what those accepted is still to be run."""
 
-UNKNOWN = 255
-"""The exit code of a process that somebody else has waited for."""
+UNKNOWN = 256
+"""In place of an exit code: somebody else waited for the process, as gevent does for
+all children once it watches one, and the kernel has forgotten how it ended."""
+
+PIDFD_GET_INFO = 0xC040FF0B
+"""The request of ``ioctl_pidfd(2)``."""
+
+PIDFD_INFO_EXIT = 1 << 3
+"""Its flag for how a process ended, which Linux 6.15 and later keep while a pidfd is
+open."""
+
+PIDFD_INFO = struct.Struct("Q56x")
+"""What is asked: the flags."""
+
+PIDFD_INFO_TOLD = struct.Struct("Q52xi")
+"""What is told: the flags, and the status as waitpid() has it."""
 
 PROGRAM = "import sys; sys.path[1:1] = [{!r}]; from {} import main; sys.exit(main())"
 """What it runs: ubatch is to be found there, whatever this process did to its path."""
@@ -100,7 +116,7 @@ class Process:
             #       at a time asks, and the second one does not.
             with self._reaping:
                 if self._status is None:
-                    self._status = _status_of(self.pid)
+                    self._status = _status_of(self.pid, self._pidfd)
         return True
 
     @property
@@ -172,11 +188,22 @@ def _pidfd_of(pid: int) -> int:
         raise
 
 
-def _status_of(pid: int) -> int:
+def _status_of(pid: int, pidfd: int) -> int:
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
     except ChildProcessError:  # somebody else waited for all children
-        return UNKNOWN
+        return _remembered(pidfd)
     if ended is None:
         return UNKNOWN
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _remembered(pidfd: int) -> int:
+    """Return what the kernel still knows of the end of a process that is no more."""
+    info = bytearray(PIDFD_INFO.pack(PIDFD_INFO_EXIT))
+    try:
+        ioctl(pidfd, PIDFD_GET_INFO, info)
+    except OSError:  # it is older
+        return UNKNOWN
+    flags, status = PIDFD_INFO_TOLD.unpack(info)
+    return os.waitstatus_to_exitcode(status) if flags & PIDFD_INFO_EXIT else UNKNOWN
