@@ -48,10 +48,16 @@ def stack(items: list[Any]) -> list[Any] | Stacked:
     for item in items:
         if type(item) is not kind or item.dtype != dtype or item.shape != shape:
             return items
-    whole = numpy.array(items, dtype)
     if dtype.kind not in PLAIN or dtype.metadata:
-        return (whole,)
-    return dtype.str, whole.shape, PickleBuffer(whole)
+        return (numpy.array(items, dtype),)
+    return dtype.str, (len(items), *shape), PickleBuffer(_joined(numpy, items, dtype))
+
+
+def _joined(numpy: Any, items: list[Any], dtype: Any) -> Any:
+    try:  # a quarter of the time that an array of them takes
+        return bytearray().join(items)
+    except (TypeError, BufferError):  # one of them is not contiguous
+        return numpy.array(items, dtype)
 
 
 def unstack(items: Sequence[Any] | Stacked) -> Sequence[Any]:
@@ -61,4 +67,5 @@ def unstack(items: Sequence[Any] | Stacked) -> Sequence[Any]:
     if len(items) == 1:
         return list(items[0])
     kind, shape, data = items
-    return list(import_module("numpy").ndarray(shape, kind, data))
+    numpy = sys.modules.get("numpy") or import_module("numpy")
+    return list(numpy.ndarray(shape, kind, data))

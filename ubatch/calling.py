@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ubatch.options import LONGEST_WAIT
-from ubatch.parcel import Answers, PackedError, read_errors
+from ubatch.parcel import (
+    Answers,
+    PackedError,
+    read_errors,
+    read_places,
+    write_errors,
+    write_places,
+)
 from ubatch.wire import Frame, Part, Reader, WireError, unpack
 
 MOST_ARGUMENTS = 1 << 20
@@ -91,27 +98,31 @@ def read_ask(frame: Frame) -> Ask:
 def write_answered(answered: Answered) -> tuple[Any, list[Part]]:
     """Return the head and the parts of an ANSWERS."""
     answers = answered.answers
-    parts = list(answers.results)
-    head = [answered.places, answered.picks, len(parts), answers.unread]
-    errors = {place: tuple(error) for place, error in answers.errors.items()}
-    parts.append(pickle.dumps(errors, protocol=5))
-    return head, parts
+    head = [
+        *(write_places(answered.places), write_places(answered.picks)),
+        *(len(answers.results), len(answers.errors), answers.unread),
+    ]
+    return head, [*answers.results, *write_errors(answers.errors)]
 
 
 def write_refused(refused: Refused) -> tuple[Any, list[Part]]:
     """Return the head and the parts of an ANSWERS."""
-    return [refused.places], [pickle.dumps(tuple(refused.error), protocol=5)]
+    return [write_places(refused.places)], [
+        pickle.dumps(tuple(refused.error), protocol=5)
+    ]
 
 
 def read_answers(frame: Frame) -> Answered | Refused:
     """Return what an ANSWERS says."""
     reader = Reader(frame)
-    places, *more = frame.head
+    first, *more = frame.head
+    places = read_places(first)
     if not more:
         return Refused(places, PackedError(*unpack(reader.take(1))))
-    picks, parts, unread = more
+    picks, parts, failed, unread = more
     results = reader.take(parts)
-    return Answered(places, picks, Answers(results, read_errors(reader), unread))
+    errors = read_errors(reader) if failed else {}
+    return Answered(places, read_places(picks), Answers(results, errors, unread))
 
 
 def _is_count(value: object) -> bool:

@@ -110,6 +110,7 @@ class Model:
         try:
             channel.send(Kind.JOB, 0, *write_work(work))
             asked = True
+            channel.wait()
             frame = channel.receive()
             if frame is not None:
                 return read_done(frame)

@@ -67,7 +67,7 @@ class Shared:
         """
         note: Note = [self._incoming.done()]
         large = [at for at, part in enumerate(parts) if len(part) >= IN_BAND]
-        put = self._outgoing.put([parts[at] for at in large])
+        put = self._outgoing.put([parts[at] for at in large]) if large else None
         if put is None:
             return note, parts, []
         note += [put.number, None if put.fd is None else put.size, large, put.places]

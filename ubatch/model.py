@@ -19,7 +19,6 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from ubatch.backends.native import wait_for
 from ubatch.batch import Handler, Job
 from ubatch.channel import Channel
 from ubatch.errors import UBatchError
@@ -49,7 +48,7 @@ def main() -> None:
     for number in UNWANTED:
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    channel = Channel(socket(fileno=FD), wait_for)
+    channel = Channel(socket(fileno=FD), None)
     with suppress(OSError):  # it is gone, and so is whoever would want to know
         setup = channel.receive()
         if setup is not None:

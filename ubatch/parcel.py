@@ -172,7 +172,7 @@ def unpack_results(parcel: Sequence[Part]) -> Sequence[Any]:
 
 def write_work(work: Work) -> tuple[Any, list[Part]]:
     """Return the head and the parts of a JOB."""
-    runs = [[len(run.parcel), run.places] for run in work.runs]
+    runs = [[len(run.parcel), write_places(run.places)] for run in work.runs]
     parts = [part for run in work.runs for part in run.parcel]
     return [work.columns, work.names, work.apart, runs], parts
 
@@ -183,7 +183,7 @@ def read_work(frame: Frame) -> Work:
     count, names, apart, runs = frame.head
     return Work(
         *(count, names, apart),
-        [Run(reader.take(parts), places) for parts, places in runs],
+        [Run(reader.take(parts), read_places(places)) for parts, places in runs],
     )
 
 
@@ -193,9 +193,7 @@ def write_done(done: Done) -> tuple[Any, list[Part]]:
     runs = []
     for run in done.runs:
         runs.append([len(run.results), len(run.errors), run.unread])
-        parts += run.results
-        if run.errors:
-            parts.append(pickle.dumps(_plain(run.errors), protocol=5))
+        parts += [*run.results, *write_errors(run.errors)]
     if done.first is not None:
         parts.append(pickle.dumps(tuple(done.first), protocol=5))
     return [done.seconds, done.reruns, runs, done.first is not None], parts
@@ -213,11 +211,24 @@ def read_done(frame: Frame) -> Done:
     return Done(seconds, reruns, answers, first)
 
 
+def write_places(places: list[int]) -> int | list[int]:
+    """Return some places as they are sent: how many, if they are the first ones."""
+    count = len(places)
+    return count if places == list(range(count)) else places
+
+
+def read_places(written: int | list[int]) -> list[int]:
+    """Return the places that were sent."""
+    return written if isinstance(written, list) else list(range(written))
+
+
+def write_errors(errors: dict[int, PackedError]) -> list[Part]:
+    """Return the errors of some calls as they are sent: nothing, if there are none."""
+    plain = {place: tuple(error) for place, error in errors.items()}
+    return [pickle.dumps(plain, protocol=5)] if plain else []
+
+
 def read_errors(reader: Reader) -> dict[int, PackedError]:
-    """Return the errors of some calls."""
+    """Return the errors of some calls, of which there are some."""
     errors: dict[int, Any] = unpack(reader.take(1))
     return {place: PackedError(*error) for place, error in errors.items()}
-
-
-def _plain(errors: dict[int, PackedError]) -> dict[int, tuple[Any, ...]]:
-    return {place: tuple(error) for place, error in errors.items()}

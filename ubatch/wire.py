@@ -8,9 +8,10 @@ so that no array is copied into a pickle and out again. Pure: no socket, no cloc
 from __future__ import annotations
 
 import json
+import json.encoder
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
 from struct import Struct
@@ -90,7 +91,7 @@ def encode(
     Raises:
         WireError: It has too many parts.
     """
-    first = _to_json([head, note]).encode()
+    first = "".join(_to_json([head, note], 0)).encode()
     sizes = [len(first), *map(len, parts)]
     if len(sizes) > MOST_PARTS:
         raise WireError(
@@ -149,17 +150,34 @@ def decode_first(data: Part) -> tuple[Any, Note]:
         WireError: That makes no sense.
     """
     try:
-        head, note = _from_json(str(data, "utf-8"))
-    except (ValueError, TypeError, RecursionError) as error:
+        text = str(data, "utf-8")
+        (head, note), end = _from_json(text, 0)
+    except (ValueError, TypeError, RecursionError, StopIteration) as error:
         raise WireError("a frame whose first part makes no sense") from error
-    if not isinstance(note, list):
+    if end != len(text) or not isinstance(note, list):
         raise WireError("a frame whose first part makes no sense")
     return head, note
 
 
-# Made once: dumps() and loads() look at their options first, which takes as long.
-_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-_from_json = json.JSONDecoder().decode
+def _encoder() -> Callable[[Any, int], Iterable[str]]:
+    """Return what writes JSON, in pieces.
+
+    ``JSONEncoder.encode()`` makes this anew each time, and ``decode()`` looks for
+    blanks around: where caches are cold that is 23 of 33 us, and 12 of 30, measured.
+    """
+    plain = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # not CPython
+        return lambda value, level: plain.iterencode(value)
+    text = json.encoder.encode_basestring_ascii
+    options = ":", ",", False, False, True  # sort no keys, skip none, allow NaN
+    made: Callable[[Any, int], Iterable[str]]
+    made = make(None, plain.default, text, None, *options)
+    return made
+
+
+_to_json = _encoder()
+_from_json = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 KINDS = {int(kind): kind for kind in Kind}
 
