@@ -315,6 +315,7 @@ def seen_ends(ub: UBatch[Any, Any]) -> tuple[int, int, int]:
         (call(models.fail, models.TwoArguments(1, 2)), RemoteError, "1 and 2"),
         (call(models.fail, ValueError("\ud800")), ValueError, "\ud800"),
     ],
+    ids=["exit", "interrupt", "two arguments", "no Unicode"],
 )
 def test_errors_of_any_kind_arrive(site: Site, do: Any, kind: Any, text: str) -> None:
     """As what they are, if that can be; else as one that tells of them."""
