@@ -17,6 +17,8 @@ SECONDS = 60
 MINUTES = 10
 # More options for pytest: make test ARGS='-k fork -x'
 ARGS =
+# In how many processes make test and make check run the suite
+SHARDS ?= $(if $(ARGS),1,3)
 # How many cases make fuzz tries
 CASES = 10000
 # Pythons that make test-all tries before those that tox finds by itself, on the PATH
@@ -34,9 +36,8 @@ URL = http://$(HOST):$(PORT)
 THREE := 0,0,7,15,13,1,0,0,0,8,13,6,15,4,0,0,0,2,1,13,13,0,0,0,0,0,2,15,11,1,0,0,0,0,0,1,12,12,1,0,0,0,0,0,1,10,8,0,0,0,8,4,5,14,9,0,0,0,7,13,13,9,0,0
 CODE := ubatch tests examples .ci setup.py
 
-# The patched leg patches before pytest, and so the threading it imports, is loaded.
-PLAIN := $(PY) -m pytest
-PATCHED := $(PY) -m gevent.monkey --module pytest -rfE
+PLAIN := $(PY) .ci/suite.py
+PATCHED := $(PLAIN) --patched
 
 .NOTPARALLEL:
 .PHONY: help run demo test test-all check format stress fuzz model chaos soak bench dist clean
@@ -59,7 +60,7 @@ run: port-free venv-examples  ## serve the digits on 127.0.0.1:8000 (PORT=, WORK
 demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and with this one, and compare: a minute
 	@$(PY) $(BENCH)/demo.py
 
-test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (ARGS= goes to pytest)
+test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (SHARDS=3 at once; ARGS= go to pytest)
 
 test-all: venv-dev  ## run it on every Python here, the oldest gevent and the newest, libev and libuv: an hour
 	@rm -rf .envs/reports
@@ -123,9 +124,9 @@ clean:  ## remove everything that make made
 
 legs:
 	@echo "== the suite, plain"
-	@$(PLAIN) $(ARGS)
+	@$(PLAIN) --shards $(SHARDS) $(ARGS)
 	@echo "== the suite, monkey-patched"
-	@$(PATCHED) $(ARGS)
+	@$(PATCHED) --shards $(SHARDS) $(ARGS)
 
 port-free:
 	@$(PYTHON) -c "$$PORT_FREE" '$(HOST)' '$(PORT)'

@@ -29,13 +29,21 @@ class Run(NamedTuple):
     counts: tuple[int, int, int]
     seconds: float
 
+    def with_(self, other: Run | None) -> Run:
+        """Return both as one: the suite may run in parts."""
+        if other is None:
+            return self
+        passed, failed, skipped = map(sum, zip(self.counts, other.counts))
+        seconds = self.seconds + other.seconds
+        return self._replace(counts=(passed, failed, skipped), seconds=seconds)
+
 
 def main(folder: Path) -> None:
     """Print the table; exit with an error if anything failed, or nothing ran."""
     runs = [read(path) for path in sorted(folder.glob("*.xml"))]
     places: defaultdict[Place, dict[str, Run]] = defaultdict(dict)
     for run in runs:
-        places[run.place][run.leg] = run
+        places[run.place][run.leg] = run.with_(places[run.place].get(run.leg))
     rows = [
         (*place, *(cell(legs.get(leg)) for leg in LEGS), seconds(legs.values()))
         for place, legs in sorted(places.items(), key=lambda item: order(item[0]))
@@ -70,7 +78,7 @@ def order(place: Place) -> tuple[str, list[list[int]]]:
 
 
 def cell(run: Run | None) -> str:
-    """Say how one run ended; one that broke off has left no report."""
+    """Say how one run ended; one that broke off has left no report, or less of it."""
     return "did not end" if run is None else ", ".join(map(str, run.counts))
 
 

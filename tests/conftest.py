@@ -34,6 +34,25 @@ VERSIONS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the option of .ci/suite.py."""
+    parser.addoption("--shard", default="1/1", help="run one part of the tests: 2/3")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out what other shards run; a test with parameters stays whole."""
+    which, count = map(int, config.getoption("--shard").split("/"))
+    tests = [item.nodeid.partition("[")[0] for item in items]
+    numbers = {test: number for number, test in enumerate(dict.fromkeys(tests))}
+    rest = [
+        item for item, test in zip(items, tests) if numbers[test] % count != which - 1
+    ]
+    items[:] = [item for item in items if item not in set(rest)]
+    config.hook.pytest_deselected(items=rest)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend that this leg can run."""

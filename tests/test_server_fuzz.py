@@ -131,12 +131,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="module")
 def witness(server: ModelServer) -> Iterator[Raw]:
-    """Return a client that is there all the time."""
+    """Return a client that is there all the time; and then look at the server."""
     with Raw(server.path) as raw:
         raw.hello()
         raw.ask(1, ["before"])
         raw.answers(1)
         yield raw
+        check(server)
+
+
+def check(server: ModelServer) -> None:
+    """No client, no call and no memory is left of all those; nothing was printed."""
+    server.until(lambda: server.status()["clients"] == 1)
+    server.until(lambda: server.pending() == 0)
+    status = server.status()
+    assert (0, 1) == (status["running"], len(status["models"]))
+    assert status["memory_bytes"] < 100 << 20
+    assert not server.noise(), server.log
+    assert 1 == server.log.count("is ready after"), server.log
+    if CASES is None:
+        assert len(server.lines("WARNING")) > 100
 
 
 @fuzz
@@ -158,16 +172,3 @@ def test_whatever_a_client_says_harms_nobody(
             raw.ended()
     witness.ask(1, ["witness"])
     assert ["witness"] == witness.answers(1)[0]["row"]
-
-
-def test_then_the_server_is_as_it_was(server: ModelServer, witness: Raw) -> None:
-    """No client, no call and no memory is left of all those; nothing was printed."""
-    server.until(lambda: server.status()["clients"] == 1)
-    server.until(lambda: server.pending() == 0)
-    status = server.status()
-    assert (0, 1) == (status["running"], len(status["models"]))
-    assert status["memory_bytes"] < 100 << 20
-    assert not server.noise(), server.log
-    assert 1 == server.log.count("is ready after"), server.log
-    if CASES is None:
-        assert len(server.lines("WARNING")) > 100
