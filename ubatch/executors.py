@@ -97,12 +97,17 @@ class Executor(Protocol):
     """None where there is always a place for one more batch of a free worker."""
     fatal: tuple[type[BaseException], ...]
     """What a handler may raise that has to end the strand too."""
-    overlaps: bool
-    """The handler runs beside the callers, not instead of them."""
+
+    @property
+    def overlaps(self) -> bool:
+        """The handler runs beside the callers, not instead of them."""
+
     on_hub: bool
     """The handler runs on the hub, so that batch after batch would starve others."""
     apart: bool
     """The handler has an interpreter of its own, and no GIL to wait for here."""
+    far: bool
+    """Those who call are in other processes."""
 
     def run(self, batch: Batch) -> Outcome:
         """Run a batch's handler; block the strand, raise nothing of the handler's."""
@@ -197,26 +202,33 @@ def for_gevent(option: ExecutorOption, workers: int, hub: Hub) -> Executor:
     return PoolExecutor(name_of(option), option, owned=False)
 
 
-class InlineExecutor:
-    """Run the handler in the strand itself, a thread."""
+class Here:
+    """What is true of most handlers that run in this process."""
 
     places: Places | None = None
     fatal: tuple[type[BaseException], ...] = ()
-    overlaps = False  # the threads that call share the interpreter with it
+    overlaps = True
     on_hub = False
     apart = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def run(self, batch: Batch) -> Outcome:
-        return attempt(batch)
+    far = False
 
     def rest(self) -> None:
         pass
 
     def close(self) -> None:
         pass
+
+
+class InlineExecutor(Here):
+    """Run the handler in the strand itself, a thread."""
+
+    overlaps = False  # the threads that call share the interpreter with it
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, batch: Batch) -> Outcome:
+        return attempt(batch)
 
 
 class HubExecutor(InlineExecutor):
@@ -258,14 +270,8 @@ class HubExecutor(InlineExecutor):
             )
 
 
-class PoolExecutor:
+class PoolExecutor(Here):
     """Run the handler on a thread of a gevent thread pool."""
-
-    places: Places | None = None
-    fatal: tuple[type[BaseException], ...] = ()
-    overlaps = True
-    on_hub = False
-    apart = False
 
     def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
         self.name = name
@@ -284,9 +290,6 @@ class PoolExecutor:
         assert outcome is not None  # attempt() returns, whatever happens
         return outcome
 
-    def rest(self) -> None:
-        pass
-
     def close(self) -> None:
         self._closed = True
         self._maybe_kill()
@@ -301,14 +304,8 @@ class PoolExecutor:
             spawn(self._pool.kill)
 
 
-class FuturesExecutor:
+class FuturesExecutor(Here):
     """Run the handler on somebody's ``concurrent.futures.Executor``."""
-
-    places: Places | None = None
-    fatal: tuple[type[BaseException], ...] = ()
-    overlaps = True
-    on_hub = False
-    apart = False
 
     def __init__(
         self,
@@ -335,12 +332,6 @@ class FuturesExecutor:
             return outcome_of(answered, began)
         except Exception as error:  # the handler's, or a broken executor's
             return Outcome(None, Failure(error), monotonic() - began)
-
-    def rest(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class _HubWait:

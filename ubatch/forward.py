@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 class ForwardingExecutor(ProcessExecutor):
     """Model processes for calls that came from other processes."""
 
+    far = True
+
+    clients: Callable[[], int]
+    """Tells how many of those there are; set by their server."""
+
+    def callers(self) -> int:
+        return self.clients()
+
     def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Processes(self, name, backend, changed, Forward())
 

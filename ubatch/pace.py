@@ -55,6 +55,7 @@ class Observer:
         "_gap",
         "_lag",
         "_usual",
+        "_spread",
         "_told",
         "_outcome",
         "_joined",
@@ -68,6 +69,7 @@ class Observer:
         self._gap: float | None = None
         self._lag: float | None = None
         self._usual: float | None = None
+        self._spread: float | None = None
         self._told = 0
         self._outcome: float | None = None
         self._joined = 0  # calls until then, in all
@@ -114,7 +116,10 @@ class Observer:
             self._usual = _follow(self._usual, came)
             self._lag = _follow(self._lag, max(0.0, self._first - self._outcome))
             if came > 1:
-                self._gap = _follow(self._gap, (newest - self._first) / (came - 1))
+                wave = newest - self._first
+                self._gap = _follow(self._gap, wave / (came - 1))
+                share = wave / (now - self._outcome) if wave else 0.0
+                self._spread = _follow(self._spread, share)
         self._told = told
         self._outcome = now
         self._joined = joined
@@ -145,6 +150,7 @@ class Observer:
             self._usual,
             now - self._outcome,
             overlaps,
+            1.0 if self._spread is None else self._spread,
         )
 
 

@@ -41,6 +41,9 @@ LOOK = 1.0
 """Seconds after which a batch that waits for another process sees whether anybody still
 waits for it."""
 
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+"""Of this machine that this process may use."""
+
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 Factory = str | Callable[[], Callable[..., Any]]
@@ -66,6 +69,9 @@ class ProcessExecutor(Elsewhere):
         BackendError: This system has no pidfds.
     """
 
+    far = False
+    """Calls come from other processes."""
+
     def __init__(
         self, factory: Factory, processes: int = 1, *, retry: bool = False
     ) -> None:
@@ -90,6 +96,10 @@ class ProcessExecutor(Elsewhere):
 
     def open(self, name: str, backend: Backend, changed: Changed) -> Executor:
         return Processes(self, name, backend, changed, Origin())
+
+    def callers(self) -> int:
+        """Return how many processes call."""
+        return 1
 
     def setup(self) -> tuple[Any, list[Any]]:
         """Return the head and the parts of a SETUP."""
@@ -160,7 +170,6 @@ class Processes:
     """
 
     fatal: tuple[type[BaseException], ...] = ()
-    overlaps = True
     on_hub = False
     apart = True
 
@@ -173,6 +182,7 @@ class Processes:
         packing: Packing,
     ) -> None:
         self.name = type(spec).__name__
+        self.far = spec.far
         self.places: Places | None = self
         self.trouble: Exception | None = None  # why there will be no process soon
         self._spec = spec
@@ -190,6 +200,12 @@ class Processes:
         self._awaited: list[Wake] = []  # of strands that want another one
 
     # What the strands ask.
+
+    @property
+    def overlaps(self) -> bool:
+        # Where there are fewer processors than processes, a batch takes one from those
+        # who call, and to wait for them costs nothing that it would not.
+        return self._spec.callers() + self._spec.processes <= PROCESSORS
 
     @property
     def vacant(self) -> bool:

@@ -103,6 +103,7 @@ class Remote:
     overlaps = True
     on_hub = False
     apart = True
+    far = False
     trouble: Exception | None = None
     vacant = True
 

@@ -73,6 +73,7 @@ class Server:
         self._grace = grace
         self._began = monotonic()
         self._sessions: set[Session] = set()
+        executor.clients = self._clients
         self._told = Event()  # to end
 
     def run(self) -> None:
@@ -110,7 +111,7 @@ class Server:
             "factory": self._label,
             "pid": os.getpid(),
             "uptime_seconds": round(monotonic() - self._began, 3),
-            "clients": sum(session.has_asked for session in self._sessions),
+            "clients": self._clients(),
             "pending": seen.pending,
             "running": seen.running,
             "calls_total": seen.calls_total,
@@ -127,6 +128,9 @@ class Server:
                 for pid in self._processes().pids()
             ],
         }
+
+    def _clients(self) -> int:
+        return sum(session.has_asked for session in self._sessions)
 
     def _collector(self) -> Collector:
         return self._batcher._here()

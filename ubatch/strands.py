@@ -58,6 +58,7 @@ class Strands:
             options.timeout,
             options.linger,
             collector.backend.settled_turns,
+            executor.far,
         )
         self._executor = executor
         self._observer = Observer() if options.linger == "adaptive" else None
@@ -213,7 +214,8 @@ class Strands:
         if places is not None and not places.vacant:
             return None, inf  # one is told when that changes
         batch, decision = collector.waiting.choose(
-            self._rules, now, collector.life.closed, self._pace, self.recent.spare
+            *(self._rules, now, collector.newest, collector.life.closed),
+            *(self._pace, self.recent.spare),
         )
         if batch is None or decision.reason is None:
             return None, max(decision.look_again, TURN)

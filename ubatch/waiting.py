@@ -58,12 +58,14 @@ class Waiting:
         self,
         rules: Rules,
         now: float,
+        newest: float,
         stopping: bool,
         pace: Callable[[float], Pace | None],
         spare: Callable[[float, float, float], float],
     ) -> tuple[Batch | None, Decision]:
         """Find the first batch that should close, and why; else when to look again.
 
+        *newest* is when the last call came.
         *pace* is asked only about a batch that could grow, *spare* only about one
         with a deadline.
         """
@@ -81,6 +83,7 @@ class Waiting:
                     stopping,
                     pace(now) if growing else None,
                     inf if soonest == inf else spare(soonest, batch.opened, now),
+                    now - newest,
                 ),
             )
             if decision.reason is not None:

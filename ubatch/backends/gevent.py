@@ -191,6 +191,10 @@ class GeventBackend:
         return self._wait(self._hub.loop.io(fd, 1, ref=False), None)
 
     def _wait(self, watcher: Any, timeout: float | None) -> bool:
+        # Before the sockets of those who call: while a busy loop goes through them, the
+        # model process stands idle. Measured with 64 connections on libev, which alone
+        # knows priorities: 2228 requests/s for 1768.
+        watcher.priority = self._hub.loop.MAXPRI  # type: ignore[attr-defined]
         try:
             wait(watcher, timeout, _TooLong())
         except _TooLong:
