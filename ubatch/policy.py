@@ -151,9 +151,9 @@ def _linger(rules: Rules, look: Look) -> Decision:
 def _settle(rules: Rules, look: Look) -> Decision:
     """Close once arrivals have settled.
 
-    Where those who call run on this loop, it has turned twice with nothing new. Other
+    Where those who call run on this loop, it has turned with nothing new. Other
     processes may be about to call whatever it does: there, silence has to last for some
-    of the gaps in the last waves, but not longer than a batch of its own would take.
+    of the gaps in the last waves, but not for longer than an extra batch would take.
     Measured with two of gunicorn's workers: a burst of 20 connections gives 20 calls
     over 6 ms; by turns alone they became batches of 1 and 19.
     """
@@ -189,9 +189,11 @@ def _weigh(rules: Rules, look: Look, pace: Pace) -> Decision:
     N is who waits and who is missing: those whose answer went out last and who have
     not called again. In a stream that is no wave, such as Poisson's, as many as were
     answered come again in about the handler's own time, so ``gap * N`` exceeds
-    ``fixed``, and nobody waits. Where the handler runs instead of the callers, on
-    their thread or, all processors being taken, on theirs, nothing overlaps, and a
-    batch goes when arrivals have settled.
+    ``fixed``, and nobody waits. Where the handler runs instead of the callers,
+    nothing overlaps, and a batch goes when arrivals have settled. So it does where
+    other processes call that need the handler's processor: all the work takes as long
+    in any order, and a batch less is ``fixed`` less of it. But there two cohorts may
+    call in turn; if calls come in waves at all, the one waits for the other.
 
     A call that is usually alone, and that nobody is missing from, waits for nobody.
     Once arrivals have settled, it waits on only for callers who are missing but not
@@ -207,6 +209,13 @@ def _weigh(rules: Rules, look: Look, pace: Pace) -> Decision:
     decision = _settle(rules, look)
     if decision.reason is None or not pace.missing:
         return decision
+    return _wait_for_missing(rules, look, pace, wave) or decision
+
+
+def _wait_for_missing(
+    rules: Rules, look: Look, pace: Pace, wave: float
+) -> Decision | None:
+    """Look again later, if that is worth it and nobody is overdue."""
     expected = pace.lag + pace.gap * pace.told
     overdue = PATIENCE * expected
     if pace.overlaps:
@@ -215,9 +224,9 @@ def _weigh(rules: Rules, look: Look, pace: Pace) -> Decision:
     else:
         worth = rules.far and pace.spread < WAVES
     if not worth or pace.since >= overdue:
-        return decision
+        return None
     until = expected if pace.since < expected else overdue
-    # They may be back before that. How soon the first one is, only a look can tell.
+    # They may be back before that; when the first of other processes is, a look tells.
     back = SHORT if rules.far else max(SHORT, pace.gap * pace.missing)
     wait = min(back, until - pace.since, rules.timeout - look.age)
     return Decision(None, wait if wait >= SHORT else TURN)

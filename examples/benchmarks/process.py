@@ -69,7 +69,9 @@ def measure(system: System, cell: Cell, parameters: Cell) -> Metrics:
     if not has_wrk():
         raise RuntimeError(INSTALL)
     wanted = serve.cell("forest", 0)
-    server = serve.Running.of(serve.config(system, wanted, cell["workers"]))
+    options = {"timeout": mine["timeout"]} if part == "workers" else {}
+    config = serve.config(system, wanted, cell["workers"], **options)
+    server = serve.Running.of(config)
     if part == "memory":
         return process_workers.memory(server, mine)
     return process_workers.measure(server, cell, mine)
@@ -88,14 +90,14 @@ BENCHMARK = Benchmark(
         "server": {"connections": [64, 256], "seconds": 2},
         "stall": {"handlers": list(stall.HELD), "seconds": 1.0},
         "trip": {"rounds": 2000, "picture_rounds": 100, "warm_up": 20},
-        "workers": {"workers": 2, "bursts": 30, "seconds": 2},
+        "workers": {"workers": 2, "bursts": 30, "seconds": 2, "timeout": 0.03},
         "memory": {"workers": 4, "seconds": 1},
     },
     quick={
         "server": {"connections": [64], "seconds": 1},
         "stall": {"handlers": ["python"], "seconds": 0.3},
         "trip": {"rounds": 50, "picture_rounds": 5, "warm_up": 5},
-        "workers": {"workers": 2, "bursts": 5, "seconds": 1},
+        "workers": {"workers": 2, "bursts": 5, "seconds": 1, "timeout": 0.03},
         "memory": {"workers": 2, "seconds": 1},
     },
     limit=300.0,

@@ -2,7 +2,8 @@
 
 Each with a model and a batcher of its own, beside a model server for all: how large the
 batches are, with bursts of new connections and with connections that are kept busy, and
-what memory it takes.
+what memory it takes. Both have a ``timeout`` of about twice the handler's time: a batch
+that has waited for longer, behind another, waits for nobody.
 """
 
 from __future__ import annotations

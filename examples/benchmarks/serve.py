@@ -97,12 +97,11 @@ BATCHERS = {UNBATCHED: "none", PROCESS: "process", SERVER: "server"}
 """Of those systems that are not some ubatch, with its handler in the server."""
 
 
-def config(system: System, cell: Cell, workers: int = 1) -> Config:
-    """Return the server that a cell wants."""
+def config(system: System, cell: Cell, workers: int = 1, **options: Any) -> Config:
+    """Return the server that a cell wants, with some options of the batcher."""
     batcher = BATCHERS.get(system.name, "ubatch")
-    options: dict[str, Any] = {}
     if system.name in (POOL, INLINE):
-        options = {"executor": system.name.rpartition(":")[2]}
+        options["executor"] = system.name.rpartition(":")[2]
     how = tuple(options.items()), cell["worker"], workers
     return Config(cell["model"], batcher, *how)
 

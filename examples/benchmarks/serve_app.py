@@ -2,8 +2,8 @@
 
 It runs in each system's own environment, so it imports nothing of the benchmarks' but
 its model. What it serves comes by the environment: BENCH_BATCHER is a name of BATCHERS;
-BENCH_OPTIONS holds UBatch's options as JSON; serve_model.py and serve_conf.py read the
-others. Where the handler is in another process, this one does not import the model.
+BENCH_OPTIONS holds the batcher's options as JSON; serve_model.py and serve_conf.py read
+the others. Where the handler is in another process, this one does not import the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 from flask import Flask, request
 
-MAX_SIZE, TIMEOUT = 64, 0.01
+OPTIONS = {
+    "max_size": 64,
+    "timeout": 0.01,
+    **json.loads(os.environ.get("BENCH_OPTIONS", "{}")),
+}
 
 app = Flask(__name__)
 
@@ -36,8 +40,7 @@ def here() -> tuple[Callable[[np.ndarray], int], Any]:
     import serve_model
     from ubatch.ubatch import UBatch
 
-    options = json.loads(os.environ.get("BENCH_OPTIONS", "{}"))
-    batcher: Any = UBatch(MAX_SIZE, TIMEOUT, **options)
+    batcher: Any = UBatch(**OPTIONS)
     batcher.set_handler(serve_model.make())
     batcher.start()
     return batcher.ubatch, None
@@ -48,7 +51,7 @@ def process() -> tuple[Callable[[np.ndarray], int], Any]:
     from ubatch import ProcessExecutor, UBatch
 
     executor = ProcessExecutor("serve_model:make")
-    batcher: Any = UBatch(MAX_SIZE, TIMEOUT, executor=executor).start()
+    batcher: Any = UBatch(executor=executor, **OPTIONS).start()
     return batcher.ubatch, None
 
 
@@ -85,7 +88,7 @@ def echo() -> dict[str, int]:
     """
     picture = read_picture()
     time.sleep(0)
-    return {"digit": len(picture) - MAX_SIZE}
+    return {"digit": len(picture) - 64}
 
 
 @app.get("/pid")

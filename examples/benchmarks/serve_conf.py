@@ -1,5 +1,6 @@
 """How do `serve` and `demo` run gunicorn? All else is on the command line."""
 
+import json
 import os
 
 # A file in the user's home, that all gunicorns would share. Older ones know none.
@@ -13,5 +14,7 @@ if os.environ.get("BENCH_BATCHER") == "server":
     from ubatch.gunicorn import serve
 
     on_starting, on_reload, on_exit = serve(
-        "serve_model:make", socket=os.path.join(os.environ["BENCH_HOME"], "socket")
+        "serve_model:make",
+        socket=os.path.join(os.environ["BENCH_HOME"], "socket"),
+        **json.loads(os.environ.get("BENCH_OPTIONS", "{}")),
     )
