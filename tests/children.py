@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -334,3 +335,18 @@ def _kill_group(process: subprocess.Popen[Any], number: int) -> None:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass
+
+
+KERNEL = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+
+
+def fate(text: str) -> str:
+    """Match what is said of the end of a process.
+
+    Where gevent watches for the ends of children, as it does for one test of this
+    process or other, it may be first to hear how one ended, and older kernels forget.
+    """
+    return text if KERNEL >= (6, 15) else f"({text}|has ended)"
+
+
+KILLED = fate("was killed by SIGKILL")

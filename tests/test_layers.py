@@ -30,6 +30,7 @@ LAYERS = {
     "waiting": {"batch", "policy"},
     "future": {"errors", "log", "nesting", "options"},
     "executors": {"batch", "errors", "isolation", "log", "nesting", "options"},
+    "backoff": set(),
     "wire": set(),
     "memory": {"process", "wire"},
     "channel": {"memory", "process", "wire"},
@@ -62,7 +63,7 @@ LAYERS = {
         *("options", "policy", "server", "spawn", "ubatch", "wire"),
     },
     "__main__": {"cli"},
-    "keeper": {"errors", "log", "parcel", "spawn", "wire"},
+    "keeper": {"backoff", "errors", "log", "parcel", "spawn", "wire"},
     "origin": {"batch", "errors", "executors", "parcel", "wire"},
     "processes": {
         *("batch", "errors", "executors", "isolation", "keeper", "options", "origin"),
@@ -98,7 +99,7 @@ LAYERS = {
     },
     "drain": {"log", "registry", "stats", "ubatch"},
     "flask": {"errors", "log"},
-    "sidecar": {"backends.native", "log", "spawn"},
+    "sidecar": {"backends.native", "backoff", "log", "spawn"},
     "gunicorn": {
         *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
         *("remote", "sidecar", "ubatch"),

@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.killing import MachineElsewhere
 from tests.machine import Machine
-from ubatch import keeper
+from ubatch import backoff
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "0"))
 """How many runs `make model` wants; without it there are a few, always the same."""
@@ -56,7 +56,7 @@ def test_the_same_is_true_of_model_processes_that_are_killed(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same where the handler is in another process, and kill -9 is no surprise."""
-    monkeypatch.setattr(keeper, "STEADY", 0.0)  # so that no pause gets longer
-    monkeypatch.setattr(keeper, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(backoff, "STEADY", 0.0)  # so that no pause gets longer
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.01)
     few = settings(SETTINGS, max_examples=EXAMPLES // 20 or 6)
     run_state_machine_as_test(lambda: MachineElsewhere(backend), settings=few)

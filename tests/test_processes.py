@@ -23,7 +23,7 @@ import pytest
 
 from tests.apps import models
 from tests.apps.models import OnlyIn, entries, obey
-from tests.children import FileGate, Program, once
+from tests.children import KILLED, FileGate, Program, fate, once
 from tests.fakes import World
 from ubatch import (
     BackendError,
@@ -37,6 +37,7 @@ from ubatch import (
     UBatch,
     UBatchError,
     WorkerLost,
+    backoff,
     keeper,
     spawn,
     ubatch_decorator,
@@ -125,21 +126,6 @@ def site(world: World, tmp_path: Path) -> Iterator[Site]:
 def call(do: Callable[..., Any], *args: Any) -> Any:
     """Return an item that tells obey() to call a function."""
     return (do, *args)
-
-
-KERNEL = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-
-
-def fate(text: str) -> str:
-    """Match what is said of the end of a process.
-
-    Where gevent watches for the ends of children, as it does for one test of this
-    process or other, it may be first to hear how one ended, and older kernels forget.
-    """
-    return text if KERNEL >= (6, 15) else f"({text}|has ended)"
-
-
-KILLED = fate("was killed by SIGKILL")
 
 
 def together(ub: UBatch[Any, Any], items: list[Any]) -> list[Any]:
@@ -663,7 +649,7 @@ def test_a_factory_that_fails_is_told_of_and_tried_again(
 ) -> None:
     """Callers get its error at once; a line for each attempt, each later; then all is
     well."""
-    monkeypatch.setattr(keeper, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.02)
     mended = site.path / "mended"
     ub = site.batcher(partial(models.broken, site.record, str(mended)))
     caplog.set_level(logging.INFO, "ubatch")

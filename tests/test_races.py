@@ -51,7 +51,7 @@ from ubatch.memory import WORTH, Incoming, Outgoing
 from ubatch.nesting import waiting_for
 from ubatch.origin import Found
 from ubatch.remote import Remote
-from ubatch.spawn import Process, _status_of
+from ubatch.spawn import Process, status_of
 
 SOURCES = Path(ubatch.__file__).parent
 
@@ -637,7 +637,7 @@ def test_race_reaped(threads: World) -> None:
         time.sleep(0.1)  # it would have been told by then
 
     process.kill()
-    with before(_status_of, "if ended is None", wait_beside):
+    with before(status_of, "if ended is None", wait_beside):
         assert "was killed by SIGKILL" == wait()
     assert "was killed by SIGKILL" == others[0].result()
     process.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.children import ROOT, Server, environment, gunicorn, once
+from tests.children import KILLED, ROOT, Server, environment, gunicorn, once
 from ubatch.gunicorn import serve
 
 pytestmark = [once, pytest.mark.server]
@@ -100,9 +100,8 @@ def test_a_model_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
         running.ask(1)
         first = running.status()["pid"]
         os.kill(first, signal.SIGKILL)
-        running.server.until(
-            lambda: f"the model server {first} has ended" in running.server.log
-        )
+        told = re.compile(f"the model server {first} {KILLED}; starting another")
+        running.server.until(lambda: told.search(running.server.log))
         running.ask(2)
 
         assert running.status()["pid"] != first

@@ -13,6 +13,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ubatch.backoff import Backoff
 from ubatch.errors import BackendError, WorkerLost
 from ubatch.log import tell
 from ubatch.parcel import (
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
     from ubatch.backends.base import Backend
 
 logger = logging.getLogger(__name__)
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds before a process is started again: the first time, and at most. Each time
-it is twice as long, until one has lived for STEADY."""
-
-STEADY = 10.0
-"""Seconds for which a process has to be ready, to be taken for sound."""
 
 WAITED_FOR = 1.0
 """Seconds of pause for which calls wait; before a longer one they are told."""
@@ -210,7 +204,7 @@ class Keeper:
 
     def work(self) -> None:
         """Keep a process running; the life of a keeper."""
-        pause = FIRST_PAUSE
+        backoff = Backoff()
         while not self._over():
             past = self._keep_one()
             if self._over():
@@ -219,14 +213,12 @@ class Keeper:
                 message = "%s; the one that is there goes on"
                 tell(logger, logging.ERROR, message, past.trouble)
                 return
-            if past.lived >= STEADY:
-                pause = FIRST_PAUSE
+            pause = backoff.pause_after(past.lived)
             message = "%s; starting another in %.1f s"
             tell(logger, logging.ERROR, message, past.trouble, pause)
             if not past.lived or pause > WAITED_FOR:
                 self._crew.failed(past.trouble)
             self._wake.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     def ended(self, escaped: BaseException | None) -> None:
         """Take note that work() has ended."""

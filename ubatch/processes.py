@@ -76,7 +76,7 @@ class ProcessExecutor(Elsewhere):
         self, factory: Factory, processes: int = 1, *, retry: bool = False
     ) -> None:
         if not hasattr(os, "pidfd_open"):
-            raise BackendError("model processes need Linux 5.3 or later: pidfd_open()")
+            raise BackendError("model processes need Linux 5.4 or later: pidfds")
         self.label, self._factory = _checked(factory)
         self.processes = options.count("processes", processes, options.MOST_WORKERS)
         self.retry = options.flag("retry", retry)

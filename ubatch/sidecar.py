@@ -15,17 +15,11 @@ from contextlib import suppress
 from time import monotonic
 
 from ubatch.backends.native import start_process
+from ubatch.backoff import Backoff
 from ubatch.log import tell
-from ubatch.spawn import ubatch_command
+from ubatch.spawn import fate_of, status_of, ubatch_command
 
 logger = logging.getLogger(__name__)
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds until it is started again, if it has not lived for STEADY: the first time,
-and at most. Each time it is twice as long. One that has is started again at once."""
-
-STEADY = 10.0
-"""Seconds for which it has to live, to be taken for sound."""
 
 
 class Sidecar:
@@ -40,7 +34,7 @@ class Sidecar:
         self._pid: int | None = None
         self._pidfd = -1
         self._began = 0.0
-        self._pause = FIRST_PAUSE
+        self._backoff = Backoff()
         self._again_at: float | None = None  # None: it is not to run
 
     def start(self) -> None:
@@ -87,23 +81,19 @@ class Sidecar:
             self._pidfd = os.pidfd_open(self._pid)
         except OSError as error:
             self._pid = None
-            self._later(f"the model server cannot be started: {error}")
+            self._later(0.0, f"the model server cannot be started: {error}")
             return
         self._began = monotonic()
         tell(logger, logging.INFO, "model server %d is started", self._pid)
 
     def _note_end(self) -> None:
-        if monotonic() - self._began >= STEADY:
-            self._pause = 0.0
-        pid = self._pid
-        self._forget()
-        self._later(f"the model server {pid} has ended")
+        pid, fate = self._pid, self._forget()
+        self._later(monotonic() - self._began, f"the model server {pid} {fate}")
 
-    def _later(self, why: str) -> None:
-        message = "%s; starting another in %.1f s"
-        tell(logger, logging.ERROR, message, why, self._pause)
-        self._again_at = monotonic() + self._pause
-        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+    def _later(self, lived: float, why: str) -> None:
+        pause = self._backoff.pause_after(lived)
+        tell(logger, logging.ERROR, "%s; starting another in %.1f s", why, pause)
+        self._again_at = monotonic() + pause
 
     def _has_ended(self, timeout: float = 0.0) -> bool:
         """Tell whether it has, whoever has waited for it."""
@@ -116,8 +106,9 @@ class Sidecar:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def _forget(self) -> None:
-        with suppress(ChildProcessError):  # the server has
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+    def _forget(self) -> str:
+        """Let go of one that has ended; return how it did."""
+        fate = fate_of(status_of(self._pidfd))
         os.close(self._pidfd)
         self._pid = None
+        return fate

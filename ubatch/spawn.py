@@ -116,7 +116,7 @@ class Process:
             #       at a time asks, and the second one does not.
             with self._reaping:
                 if self._status is None:
-                    self._status = _status_of(self.pid, self._pidfd)
+                    self._status = status_of(self._pidfd)
         return True
 
     @property
@@ -124,14 +124,7 @@ class Process:
         """How it ended, for people."""
         if self._status is None:
             return "has closed its socket"
-        if self._status == UNKNOWN:
-            return "has ended"
-        if self._status < 0:
-            number = -self._status
-            named = number in set(signal.Signals)  # those for real time are not
-            name = signal.Signals(number).name if named else f"signal {number}"
-            return f"was killed by {name}"
-        return f"ended with exit code {self._status}"
+        return fate_of(self._status)
 
     def close(self) -> None:
         """Let go of what was opened for it. It has ended, and nobody waits here."""
@@ -149,6 +142,29 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 def ubatch_command(*arguments: str) -> list[str]:
     """Return the command line of ``ubatch``, where this one is installed."""
     return [*_command("ubatch.cli"), *arguments]
+
+
+def fate_of(status: int) -> str:
+    """Return how a process ended, for people."""
+    if status == UNKNOWN:
+        return "has ended"
+    if status < 0:
+        named = -status in set(signal.Signals)  # those for real time are not
+        name = signal.Signals(-status).name if named else f"signal {-status}"
+        return f"was killed by {name}"
+    return f"ended with exit code {status}"
+
+
+def status_of(pidfd: int) -> int:
+    """Return the exit code of a process that has ended, or less than 0: its signal."""
+    try:
+        # Not by its pid: if somebody waited for all children, it may be another's.
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:  # somebody else waited for all children
+        return _remembered(pidfd)
+    if ended is None:
+        return UNKNOWN
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def _start(theirs: socket, label: str) -> int:
@@ -186,16 +202,6 @@ def _pidfd_of(pid: int) -> int:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         raise
-
-
-def _status_of(pid: int, pidfd: int) -> int:
-    try:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:  # somebody else waited for all children
-        return _remembered(pidfd)
-    if ended is None:
-        return UNKNOWN
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def _remembered(pidfd: int) -> int:
