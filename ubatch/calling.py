@@ -107,9 +107,8 @@ def write_answered(answered: Answered) -> tuple[Any, list[Part]]:
 
 def write_refused(refused: Refused) -> tuple[Any, list[Part]]:
     """Return the head and the parts of an ANSWERS."""
-    return [write_places(refused.places)], [
-        pickle.dumps(tuple(refused.error), protocol=5)
-    ]
+    error = pickle.dumps(tuple(refused.error), protocol=5)
+    return [write_places(refused.places)], [error]
 
 
 def read_answers(frame: Frame) -> Answered | Refused:

@@ -1,9 +1,9 @@
 """How do frames get from one process to another?
 
 Over a Unix socket: who has to wait does so as its backend waits, a greenlet in favour
-of its hub, a thread in the kernel. The sockets are ``_socket``'s,
-which no monkey-patching reaches. There and back, 10 kB take 20 to 90 us so, and 230
-with pyzmq, whose threads are two more to be woken each way.
+of its hub, a thread in the kernel. The sockets are ``_socket``'s, which no
+monkey-patching reaches. There and back, 10 kB take 20 to 90 us so, and 230 with pyzmq,
+whose threads are two more to be woken each way.
 """
 
 from __future__ import annotations
