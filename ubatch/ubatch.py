@@ -68,7 +68,8 @@ class UBatch(Calls[T, S]):
             so that a handler that releases the GIL never stalls the hub.
             ``"hub_threadpool"``: the hub's, which DNS look-ups share. ``"inline"``:
             a greenlet on the hub, for handlers that cooperate or take well under a
-            millisecond. Or a ``concurrent.futures.Executor``, or a
+            millisecond. A ``ProcessExecutor``: processes of its own, off the GIL; it
+            makes the handler there. Or a ``concurrent.futures.Executor``, or a
             ``gevent.threadpool.ThreadPool``, which stay yours to close. On threads
             the first and the third are the same: the batcher's own threads.
         workers: Batches that may run at once; at least 1.
