@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+import gevent
 import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from tests.fakes import NativeCaller
+from ubatch import backends
 from ubatch.backends.native import wait_for
 from ubatch.channel import AHEAD, Channel
 from ubatch.parcel import (
@@ -245,6 +247,41 @@ def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
         channel.receive(timeout=0.01)
     with pytest.raises(TimeoutError, match="has taken nothing for 0.01 seconds"):
         channel.send(Kind.JOB, 0, None, [bytes(1000)] * 1000, timeout=0.01)
+
+
+def test_who_waits_for_an_answer_lets_others_run_first() -> None:
+    """Even if it is there already: else a hub would hear of nobody else."""
+    ours, theirs = socketpair()
+    backend, _ = backends.load("gevent")
+    asks, answers = Channel(ours, backend.wait_for), Channel(theirs, wait_for)
+    answers.send(Kind.OUTCOME, 0, "there")
+    ran: list[str] = []
+    gevent.spawn(ran.append, "another")
+
+    asks.wait()
+
+    assert ["another"] == ran
+    frame = asks.receive()
+    assert frame is not None and "there" == frame.head
+    asks.close(), answers.close()
+
+
+def test_a_channel_may_block_its_process() -> None:
+    """Where nothing else is to run, as in a model process: nobody has to poll."""
+    ours, theirs = socketpair()
+    blocking, other = Channel(ours, None), Channel(theirs, wait_for)
+    came = NativeCaller(blocking.receive)
+    parts = [bytes(IN_BAND - 1)] * 60  # more than a socket holds
+    other.send(Kind.JOB, 1, None, parts)
+    frame = came.result()
+    assert frame is not None and parts == frame.parts
+    gone = NativeCaller(lambda: blocking.send(Kind.OUTCOME, 2, None, parts))
+    frame = other.receive()
+    assert frame is not None and parts == frame.parts
+    gone.result()
+    other.close()
+    assert blocking.receive() is None
+    blocking.close()
 
 
 def test_the_end_is_told_from_an_error(pair: Pair) -> None:
