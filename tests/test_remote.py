@@ -1033,6 +1033,48 @@ def test_the_hub_runs_while_calls_are_out(leg: str, tmp_path: Path) -> None:
         assert run(gaps, leg, server.address, gate.path) < 10.0
 
 
+def alone(leg: str, address: str, gate: str) -> dict[str, Any]:
+    """Ask where nothing else keeps the loop from running empty, and let it."""
+    import os
+
+    from tests.apps.inside import world_of
+    from tests.fakes import NativeCaller
+
+    world_of(leg)
+    import gevent
+
+    from ubatch import UBatch
+
+    ub = UBatch.connect(address, backend="gevent")
+    found = [ub.ubatch("first")["row"]]
+
+    def let_go() -> None:
+        while ub.stats().running < 1:
+            pass
+        os.open(gate, os.O_RDWR)
+
+    opener = NativeCaller(let_go)
+    found.append(ub.ubatch("hold")["row"])
+    opener.result()
+    emptied = gevent.wait(timeout=20.0)
+    found.append(ub.ubatch("last")["row"])
+    return {"found": found, "emptied": emptied}
+
+
+@once
+@pytest.mark.concurrency
+@pytest.mark.parametrize("leg", ["gevent", "patched"])
+def test_a_connection_keeps_no_loop_from_running_empty(
+    leg: str, tmp_path: Path
+) -> None:
+    """But for while an answer is to come; and it is there afterwards."""
+    with FileGate(tmp_path / "gate") as gate, ModelServer(
+        tmp_path, GATE=gate.path
+    ) as server:
+        seen = run(alone, leg, server.address, gate.path)
+        assert {"found": [["first"], ["hold"], ["last"]], "emptied": True} == seen
+
+
 def test_what_is_logged(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

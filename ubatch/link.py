@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 GONE = "the model server is gone"
 
+HELD = 3600.0
+"""Seconds for which an ask is waited for, and then again. A link is waited for idly; it
+is the timer of this that keeps a loop from running empty while an answer is to come."""
+
 NUMBERS = 1 << 32
 """Of asks; 50 days of a thousand in a second, and then again from the first."""
 
@@ -106,7 +110,8 @@ class Asked:
 
     def wait(self) -> None:
         """Wait until each call has an answer, is left by its caller, or lost."""
-        self._latch.wait()
+        while not (self.over or self.lost):
+            self._latch.wait(HELD)
 
     def lost_calls(self) -> list[int]:
         """Return those that were lost, once that has been waited for."""

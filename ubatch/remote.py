@@ -282,7 +282,7 @@ class Remote:
             WireError: What it says makes no sense.
             BackendError: It will have nothing to do with us, or we with it.
         """
-        channel = Channel(where.connect(self._path), self._backend.wait_for)
+        channel = Channel(where.connect(self._path), self._wait_for)
         try:
             channel.send(Kind.HELLO, 0, {"pid": os.getpid()}, timeout=GREETING)
             frame = channel.receive(GREETING)
@@ -305,6 +305,13 @@ class Remote:
             channel.close()
             raise
         return channel, most
+
+    def _wait_for(
+        self, fd: int, write: bool = False, timeout: float | None = None
+    ) -> bool:
+        if write or timeout is not None:
+            return self._backend.wait_for(fd, write, timeout)
+        return self._backend.wait_idly(fd)  # see link.HELD
 
     def _lost(self, text: str) -> WorkerLost:
         return WorkerLost(f"{self._of}: {text}")
