@@ -62,7 +62,7 @@ demo: venv-examples  ## serve the digits without batches, with ubatch 0.0.2 and 
 
 test: venv-test legs  ## run the whole suite twice: plain and monkey-patched (SHARDS=3 at once; ARGS= go to pytest)
 
-test-all: venv-dev  ## run it on every Python here, the oldest gevent and the newest, libev and libuv: an hour
+test-all: venv-dev  ## run it on every Python here, the oldest gevent and the newest, libev and libuv: two hours
 	@rm -rf .envs/reports
 	@status=0; \
 	$(PY) -m tox $(if $(PYTHONS),--discover $(PYTHONS)) -- $(ARGS) || status=$$?; \

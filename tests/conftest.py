@@ -35,22 +35,34 @@ VERSIONS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take the option of .ci/suite.py."""
+    """Take the options of .ci/suite.py and of tox."""
     parser.addoption("--shard", default="1/1", help="run one part of the tests: 2/3")
+    parser.addoption("--no-threads", action="store_true", help="run gevent's tests")
 
 
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave out what other shards run; a test with parameters stays whole."""
+    """Leave out what other shards run; a test with parameters stays whole.
+
+    And where only gevent's loop differs, what backend="thread" does.
+    """
     which, count = map(int, config.getoption("--shard").split("/"))
     tests = [item.nodeid.partition("[")[0] for item in items]
     numbers = {test: number for number, test in enumerate(dict.fromkeys(tests))}
-    rest = [
-        item for item, test in zip(items, tests) if numbers[test] % count != which - 1
-    ]
-    items[:] = [item for item in items if item not in set(rest)]
-    config.hook.pytest_deselected(items=rest)
+    rest = {
+        item
+        for item, test in zip(items, tests)
+        if numbers[test] % count != which - 1
+        or (config.getoption("--no-threads") and _runs_on_threads(item))
+    }
+    items[:] = [item for item in items if item not in rest]
+    config.hook.pytest_deselected(items=list(rest))
+
+
+def _runs_on_threads(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("backend") == "thread"
 
 
 @pytest.fixture(params=BACKENDS)
