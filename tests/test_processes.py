@@ -39,11 +39,13 @@ from ubatch import (
     WorkerLost,
     backoff,
     keeper,
+    processes,
     spawn,
     ubatch_decorator,
 )
-from ubatch.backends import thread
+from ubatch.backends import load, thread
 from ubatch.errors import RemoteTraceback
+from ubatch.forward import ForwardingExecutor
 
 NAMED = "tests.apps.models:"
 
@@ -1215,3 +1217,22 @@ def test_callers_are_not_let_before_a_batch_that_waits_for_no_gil(site: Site) ->
     strands._observer._gap, strands._observer._drag = 0.001, 0.01
     assert strands._observer.contended
     assert not strands._callers_first()
+
+
+@pytest.mark.parametrize("processors, beside", [(1, False), (2, True)])
+def test_handlers_overlap_with_callers_where_both_have_processors(
+    monkeypatch: pytest.MonkeyPatch, backend: str, processors: int, beside: bool
+) -> None:
+    """By what calls and what is called: this process, or a server's clients."""
+    monkeypatch.setattr(processes, "PROCESSORS", processors)
+    made = load(backend)[0]  # type: ignore[arg-type]
+    here = ProcessExecutor("a:b").open("here", made, print)
+    assert (beside, False) == (here.overlaps, here.far)
+
+    clients = [1]
+    executor = ForwardingExecutor("a:b")
+    executor.clients = lambda: clients[0]
+    there = executor.open("there", made, print)
+    assert (beside, True) == (there.overlaps, there.far)
+    clients[0] = 2
+    assert not there.overlaps
