@@ -8,6 +8,7 @@ whose threads are two more to be woken each way.
 
 from __future__ import annotations
 
+import os
 from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,6 +76,7 @@ class Channel:
         self._largest = largest
         self._sock = sock
         self._fd = sock.fileno()
+        self._write_fd: int | None = None  # the same, for who waits to write
         self._wait_for = wait_for
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
@@ -174,6 +176,9 @@ class Channel:
 
     def close(self) -> None:
         """Let go of the socket."""
+        if self._write_fd is not None:
+            os.close(self._write_fd)
+            self._write_fd = None
         self._sock.close()
         self._shared.close()
 
@@ -240,7 +245,15 @@ class Channel:
             self._paused = monotonic()
 
     def _wait(self, write: bool, timeout: float | None) -> bool:
-        return self._wait_for is None or self._wait_for(self._fd, write, timeout)
+        if self._wait_for is None:
+            return True
+        if not write:
+            return self._wait_for(self._fd, False, timeout)
+        # By a number of its own: of two greenlets that wait for one, gevent on libuv
+        # forgets the second, if the other side is gone and the first goes away.
+        if self._write_fd is None:
+            self._write_fd = os.dup(self._fd)
+        return self._wait_for(self._write_fd, True, timeout)
 
 
 def _drop(left: list[Part], sent: int) -> None:

@@ -37,7 +37,7 @@ class Forked:
         if self._pid:
             return
         signal.alarm(600)  # not inherited
-        _tell_gevent()
+        tell_gevent()
         try:
             answer = {"value": work()}
         except BaseException:
@@ -56,7 +56,7 @@ class Forked:
         return answer["value"]
 
 
-def _tell_gevent() -> None:
+def tell_gevent() -> None:
     """Tell gevent of a fork that it has not seen, where its loop does not notice.
 
     libev does, and nothing may be needed there; libuv goes on in the parent's epoll
