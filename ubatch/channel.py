@@ -76,7 +76,7 @@ class Channel:
         self._largest = largest
         self._sock = sock
         self._fd = sock.fileno()
-        self._write_fd: int | None = None  # the same, for who waits to write
+        self._writer: socket | None = None  # the same, for who waits to write
         self._wait_for = wait_for
         self._buffer = bytearray(AHEAD)
         self._view = memoryview(self._buffer)
@@ -176,9 +176,8 @@ class Channel:
 
     def close(self) -> None:
         """Let go of the socket."""
-        if self._write_fd is not None:
-            os.close(self._write_fd)
-            self._write_fd = None
+        if self._writer is not None:
+            self._writer.close()
         self._sock.close()
         self._shared.close()
 
@@ -247,13 +246,18 @@ class Channel:
     def _wait(self, write: bool, timeout: float | None) -> bool:
         if self._wait_for is None:
             return True
-        if not write:
-            return self._wait_for(self._fd, False, timeout)
-        # By a number of its own: of two greenlets that wait for one, gevent on libuv
+        fd = self._write_fd() if write else self._fd
+        return self._wait_for(fd, write, timeout)
+
+    def _write_fd(self) -> int:
+        # A number of its own: of two greenlets that wait for one, gevent on libuv
         # forgets the second, if the other side is gone and the first goes away.
-        if self._write_fd is None:
-            self._write_fd = os.dup(self._fd)
-        return self._wait_for(self._write_fd, True, timeout)
+        if self._writer is None:
+            try:
+                self._writer = socket(fileno=os.dup(self._fd))
+            except OSError:  # too many files are open
+                return self._fd
+        return self._writer.fileno()
 
 
 def _drop(left: list[Part], sent: int) -> None:
