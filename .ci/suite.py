@@ -26,19 +26,30 @@ def main() -> int:
     parser.add_argument("--patched", action="store_true", help="monkey-patched")
     parser.add_argument("--shards", type=int, default=1, help="processes")
     parser.add_argument("--reports", help="where to write PATH-1.xml and so on")
+    parser.add_argument("-m", dest="marks", help="as pytest has it")
     options, more = parser.parse_known_args()
     command = [sys.executable, "-m", *(PATCHED if options.patched else PLAIN), *more]
     count = options.shards
-    parts = [["-m", "not timing", f"--shard={n}/{count}"] for n in range(1, count + 1)]
-    parts.append(["-m", "timing"])
+    marks = [f"({options.marks})"] if options.marks else []
     if count == 1:
-        parts = [[]]
+        parts = [marked(*marks)]
+    else:
+        parts = [
+            [*marked(*marks, "not timing"), f"--shard={number}/{count}"]
+            for number in range(1, count + 1)
+        ]
+        parts.append(marked(*marks, "timing"))
     if options.reports:
         for number, part in enumerate(parts, 1):
             part.append(f"--junitxml={options.reports}-{number}.xml")
     *together, last = [command + part for part in parts]
     codes = [*side_by_side(together), subprocess.call(last)]
     return next((code for code in codes if code not in (0, NO_TESTS)), 0)
+
+
+def marked(*marks: str) -> list[str]:
+    """Return what tells pytest to run tests that have all marks, if there are any."""
+    return ["-m", " and ".join(marks)] if marks else []
 
 
 def side_by_side(commands: list[list[str]]) -> list[int]:
