@@ -202,8 +202,8 @@ def for_gevent(option: ExecutorOption, workers: int, hub: Hub) -> Executor:
     return PoolExecutor(name_of(option), option, owned=False)
 
 
-class Here:
-    """What is true of most handlers that run in this process."""
+class Usual:
+    """What is true of most executors."""
 
     places: Places | None = None
     fatal: tuple[type[BaseException], ...] = ()
@@ -219,7 +219,7 @@ class Here:
         pass
 
 
-class InlineExecutor(Here):
+class InlineExecutor(Usual):
     """Run the handler in the strand itself, a thread."""
 
     overlaps = False  # the threads that call share the interpreter with it
@@ -270,7 +270,7 @@ class HubExecutor(InlineExecutor):
             )
 
 
-class PoolExecutor(Here):
+class PoolExecutor(Usual):
     """Run the handler on a thread of a gevent thread pool."""
 
     def __init__(self, name: str, pool: ThreadPool, *, owned: bool) -> None:
@@ -304,7 +304,7 @@ class PoolExecutor(Here):
             spawn(self._pool.kill)
 
 
-class FuturesExecutor(Here):
+class FuturesExecutor(Usual):
     """Run the handler on somebody's ``concurrent.futures.Executor``."""
 
     def __init__(

@@ -25,7 +25,7 @@ from ubatch.executors import (
     Elsewhere,
     Executor,
     Outcome,
-    Places,
+    Usual,
     outcome_of,
 )
 from ubatch.link import Asked, Link, LinkLost
@@ -92,24 +92,20 @@ class ServerExecutor(Elsewhere):
         return f"ServerExecutor({self.label!r})"
 
 
-class Remote:
+class Remote(Usual):
     """The connection of one collector, and what runs its batches there.
 
     Owner: ``_link`` changes under the mutex ``_door``; strands that find none queue up
     there, and the first of them connects.
     """
 
-    fatal: tuple[type[BaseException], ...] = ()
-    overlaps = True
-    on_hub = False
     apart = True
-    far = False
     trouble: Exception | None = None
     vacant = True
 
     def __init__(self, path: str, retry: bool, name: str, backend: Backend) -> None:
         self.name = f"{where.SCHEME}{path}"
-        self.places: Places | None = self
+        self.places = self
         self._path = path
         self._retry = retry
         self._of = name
@@ -145,9 +141,6 @@ class Remote:
         finally:
             self._under_way.pop(batch, None)
         return found.outcome(monotonic() - began, 0, None)
-
-    def rest(self) -> None:
-        pass
 
     def close(self) -> None:
         self._closed = True
