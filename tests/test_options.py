@@ -189,11 +189,43 @@ def wait_for_ages(backend: str) -> list[int]:
     return found
 
 
-@once
-@pytest.mark.parametrize(
+def wait_for_a_moment(backend: str) -> list[bool]:
+    """Have times that are too short for a clock, wherever one may be given."""
+    import logging
+    from contextlib import suppress
+    from typing import Any
+
+    from ubatch import UBatch, UBatchError
+
+    logging.disable()  # whether they are met, and who hears of it, is not the question
+    chosen: Any = backend
+    moment = 1e-5
+    ub: UBatch[int, int] = UBatch(
+        3, 60.0, handler=list, backend=chosen, linger="full", handler_timeout=moment
+    ).start()
+    calls = [ub.with_options(deadline=moment).submit(1), ub.submit(2)]
+    for call in calls:
+        with suppress(UBatchError, TimeoutError):
+            call.result(timeout=moment)
+    ub.stop(timeout=moment)
+    return [call.done() for call in calls]
+
+
+ON_EVERY_LOOP = pytest.mark.parametrize(
     "backend, loop",
     [("gevent", "libev-cext"), ("gevent", "libuv-cffi"), ("thread", "libev-cext")],
 )
+
+
+@once
+@ON_EVERY_LOOP
 def test_a_time_may_be_longer_than_a_clock_counts(backend: str, loop: str) -> None:
     """It means for ever, on every loop; it used to end in an error of libuv's."""
     assert [2, 1] == run(wait_for_ages, backend, env={"GEVENT_LOOP": loop})
+
+
+@once
+@ON_EVERY_LOOP
+def test_a_time_may_be_shorter_than_a_clock_tells(backend: str, loop: str) -> None:
+    """It is waited for as briefly as may be; libuv used to warn of stop(timeout)."""
+    assert [True, True] == run(wait_for_a_moment, backend, env={"GEVENT_LOOP": loop})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ubatch.errors import BackendError, Failure
 from ubatch.log import tell
 from ubatch.nesting import waiting_for
-from ubatch.options import LONGEST_WAIT, SHORTEST_WAIT
+from ubatch.options import clocked
 
 if TYPE_CHECKING:
     from ubatch.batch import Batch
@@ -143,9 +143,7 @@ class Future(Generic[S]):
 
     def _wait(self, timeout: float | None) -> None:
         if not self._done and (timeout is None or timeout > 0):
-            self._wait_for_link(
-                timeout and min(max(timeout, SHORTEST_WAIT), LONGEST_WAIT)
-            )
+            self._wait_for_link(clocked(timeout))
         if not self._done:
             raise TimeoutError(f"no result after {timeout} seconds; the call goes on")
 

@@ -76,6 +76,11 @@ def seconds(option: str, value: float) -> float:
     return min(time, LONGEST_WAIT)
 
 
+def clocked(wait: float | None) -> float | None:
+    """Return how long a clock can wait, for a wait of any length; 0 is none."""
+    return wait and min(max(wait, SHORTEST_WAIT), LONGEST_WAIT)
+
+
 def limit(option: str, value: float | None) -> float | None:
     """Return a time that can be waited for, or None."""
     if value is None:

@@ -256,7 +256,7 @@ class UBatch(Calls[T, S]):
             UBatchError: The handler itself called: it would wait for itself.
         """
         if timeout is not None:
-            timeout = options.seconds("timeout", timeout)
+            timeout = options.clocked(options.seconds("timeout", timeout))
         life, before = self._life, self._in_this_process()
         running = running_batch.get()
         if running is not None and running.collector is before:

@@ -35,7 +35,7 @@ from ubatch.backends.inbox import Inbox
 from ubatch.backends.thread import ThreadLatch
 from ubatch.errors import BackendError
 from ubatch.future import Future
-from ubatch.options import SHORTEST_WAIT
+from ubatch.options import SHORTEST_WAIT, clocked
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Latch, Wake
@@ -356,9 +356,7 @@ class GeventWake:
             self._semaphore.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        if timeout:
-            timeout = max(timeout, SHORTEST_WAIT)
-        return bool(self._semaphore.acquire(timeout=timeout))
+        return bool(self._semaphore.acquire(timeout=clocked(timeout)))
 
 
 class GeventAlarm:
