@@ -43,7 +43,7 @@ LAYERS = {
     },
     "address": {"errors", "options"},
     "calling": {"options", "parcel", "wire"},
-    "link": {"batch", "calling", "channel", "origin", "parcel", "wire"},
+    "link": {"calling", "channel", "origin", "parcel", "wire"},
     "remote": {
         *("address", "batch", "calling", "channel", "errors", "executors", "link"),
         *("log", "options", "origin", "process", "wire"),

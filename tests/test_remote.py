@@ -213,6 +213,19 @@ def test_more_calls_than_a_server_takes_at_once(world: World, tmp_path: Path) ->
             assert [number, 0] == row(call.result(timeout=60.0))[:2]
 
 
+def test_no_answer_waits_for_those_of_other_calls(world: World, tmp_path: Path) -> None:
+    """What was called together may be answered apart; so may what cannot be sent."""
+    with here(world, tmp_path, "--max-size", "1", "--processes", "2") as the:
+        slow, quick = the.ub.submit("hold"), the.ub.submit("quick")
+        unsent = the.ub.submit(lambda: None)
+        assert ["quick"] == row(quick.result(timeout=20.0))
+        with pytest.raises(TypeError, match="the item cannot be sent"):
+            unsent.result(timeout=20.0)
+        assert not slow.done()
+        the.gate.open()
+        assert ["hold"] == row(slow.result(timeout=20.0))
+
+
 # Errors
 
 
@@ -312,6 +325,16 @@ def test_what_has_expired_never_reaches_the_handler(
 
 
 @pytest.mark.concurrency
+def test_who_is_late_at_the_server_is_counted_as_late(
+    world: World, tmp_path: Path
+) -> None:
+    """It may know a deadline that the client does not, or be the first to notice."""
+    with here(world, tmp_path, "--deadline", "0.2") as the:
+        refused(lambda: the.ub.ubatch("hold"), DeadlineExceeded)
+        seen = the.ub.stats()
+        assert (1, 0) == (seen.expired_total, seen.failures_total)
+
+
 def test_the_time_it_takes_to_connect_counts(world: World, tmp_path: Path) -> None:
     """A call whose deadline passes before there is a server is never run."""
     ub = connect(world, f"unix:{tmp_path}/run/model.sock")

@@ -198,10 +198,14 @@ class Endings:
         return self._finish(batch, told)
 
     def _count(self, batch: Batch, told: list[Told]) -> None:
-        failed = sum(type(answer) is Failure for _, answer in told)
-        results = len(told) - failed
+        errors = [answer.error for _, answer in told if type(answer) is Failure]
+        # A model server may find, before we do, that a call's time is up.
+        expired = sum(isinstance(error, DeadlineExceeded) for error in errors)
         self._counters.ended(
-            was_running=batch.running, results=results, failures=failed
+            was_running=batch.running,
+            results=len(told) - len(errors),
+            failures=len(errors) - expired,
+            expired=expired,
         )
 
     def _finish(self, batch: Batch, told: list[Told]) -> Ended:

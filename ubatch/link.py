@@ -11,7 +11,6 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ubatch.batch import Batch
 from ubatch.calling import Answered, Ask, Refused, read_answers, write_ask
 from ubatch.channel import Channel
 from ubatch.origin import Found, Sent
@@ -42,23 +41,20 @@ class Asked:
     leave, and the strand waits until nobody is left who could be told anything.
     """
 
-    def __init__(
-        self, batch: Batch, sent: Sent, found: Found, backend: Backend
-    ) -> None:
+    def __init__(self, sent: Sent, found: Found, backend: Backend) -> None:
         self.sent = sent
         self.number = 0
         self.link: Link | None = None
         self.unread: list[int] = []  # calls that the handler's side could not load
         self.lost: LinkLost | None = None
         self.untaken = False  # the server was about to end, and has none of it
-        self._batch = batch
         self._found = found
         self._lock = backend.lock()
         self._latch = backend.latch_here()
         self._left = set(range(len(sent.calls)))  # places without an answer
 
     def add(self, answers: Answered | Refused) -> None:
-        """Take some answers in; if they are not all, tell those who wait for them."""
+        """Take some answers in."""
         # Race (half_told): 1. an answer comes; 2. the only other caller leaves, so that
         #       nobody is left, and the strand goes on; 3. the answer is put down. So a
         #       place is taken out of what is waited for when its answer is there.
@@ -71,7 +67,6 @@ class Asked:
             self._found.refuse(calls, unpack_error(answers.error))
         elif answers.answers.unread and len(self.sent.calls) > 1:
             self.unread += calls
-            calls = []
         else:
             picked = [where[place] for place in places]
             self._found.add(calls, answers.answers, picked)
@@ -80,9 +75,6 @@ class Asked:
             last = not self._left
         if last:
             self._latch.set()
-        elif calls:
-            told = [(call, self._found.answers[call]) for call in calls]
-            self._batch.collector.endings.answer(self._batch, told)
 
     def leave(self, calls: list[int]) -> list[int]:
         """Have nobody wait for some calls; return the places of those that did."""

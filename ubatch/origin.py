@@ -80,10 +80,17 @@ def _smaller(
 
 
 class Found:
-    """The answers of a batch, as they come in."""
+    """The answers of a batch, as they come in.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        tell: Called with those that come before the others, each with its call.
+    """
+
+    def __init__(
+        self, size: int, tell: Callable[[list[tuple[int, Any]]], object] | None = None
+    ) -> None:
         self.answers: list[Any] = [None] * size
+        self._tell = tell
         self._failures: list[Failure] = []
         self._whole: Failure | None = None  # what all of its calls failed with
 
@@ -112,14 +119,25 @@ class Found:
             if packed is None:
                 self.answers[call] = results[pick]
             else:
-                self.refuse([call], unpack_error(packed))
+                self.answers[call] = self._failed(unpack_error(packed))
+        self._ended(calls)
 
     def refuse(self, calls: list[int], error: Exception) -> None:
         """Answer some calls with an error."""
-        failure = Failure(error)
-        self._failures.append(failure)
+        failure = self._failed(error)
         for call in calls:
             self.answers[call] = failure
+        self._ended(calls)
+
+    def _failed(self, error: Exception) -> Failure:
+        failure = Failure(error)
+        self._failures.append(failure)
+        return failure
+
+    def _ended(self, calls: list[int]) -> None:
+        # Those that all come at once are told by the strand.
+        if self._tell is not None and 0 < len(calls) < len(self.answers):
+            self._tell([(call, self.answers[call]) for call in calls])
 
     def fail(self, sent: list[Sent], failure: Failure) -> None:
         """Answer all calls that were sent with what the handler raised."""

@@ -135,7 +135,8 @@ class Remote(Usual):
         job = batch.job()
         if job is None:
             return outcome_of(NOBODY_WAITS, began)
-        found = Found(job.size)
+        # Each call is answered as soon as it can be, whatever becomes of the others.
+        found = Found(job.size, partial(batch.collector.endings.answer, batch))
         try:
             self._run(batch, job, found)
         finally:
@@ -185,7 +186,7 @@ class Remote(Usual):
         # Only now: while there was no server some of the callers may have left.
         calls = batch.still_wanted(calls)
         for sent in _packed(job, calls, found, link.most):
-            asked = Asked(batch, sent, found, self._backend)
+            asked = Asked(sent, found, self._backend)
             self._under_way[batch].append(asked)
             try:
                 link.ask(asked, partial(_ask, batch, job, sent))
