@@ -47,6 +47,12 @@ class Bridge:
         """What makes the handler there."""
         return partial(held, self._listener.getsockname(), os.getpid())
 
+    @property
+    def address(self) -> str:
+        """Where model processes of a server call in, in hexadecimal."""
+        name: bytes = self._listener.getsockname()
+        return name.hex()
+
     def busy(self) -> int:
         """Return how many of the processes wait for an answer, or are about to end."""
         return sum(link.is_busy() for link in list(self.links))

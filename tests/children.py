@@ -46,6 +46,12 @@ def not_on_libuv(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(libuv, reason=f"on libuv {reason}")
 
 
+gunicorn_drops_nothing = not_on_libuv(
+    "a gunicorn worker that ends resets connections, of routes without ubatch too"
+)
+"""Marks tests that end workers under load, and count what is lost."""
+
+
 START = """
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from ubatch import (
     BadBatchOutputSize,
     DeadlineExceeded,
     HandlerExit,
+    QueueFull,
     Stopped,
     WorkerLost,
 )
@@ -47,6 +48,7 @@ BROKEN = End("failures", RuntimeError)
 STUCK = End("expired", DeadlineExceeded)
 JAMMED = End("failures", BackendError)
 LOST = End("failures", WorkerLost)
+REFUSED = End("failures", QueueFull)
 
 
 class Call:

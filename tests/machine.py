@@ -6,7 +6,6 @@ import gc
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -15,20 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from tests.apps.inside import Forked
-from tests.callers import SOON, Callers
+from tests.callers import SOON
 from tests.conftest import PATCHED
-from tests.ends import FAILED, WAYS, Way
+from tests.handlers import Handlers
 from tests.stage import ELSEWHERE, ODDS, PICK, THREADS, setups
 from tests.traces import objects
 from tests.watched import Answer, Held, Item, Mapped, Stopping
 from ubatch import BackendError, Stopped
 from ubatch.batch import Batch as RealBatch
 
-PLACES = st.sets(st.integers(0, 7), min_size=1)
-"""Of calls in a batch: those that a handler dislikes, if they are there."""
 
-
-class Machine(Callers):
+class Machine(Handlers):
     """Drives one batcher after another, and compares it with the model."""
 
     def __init__(self, backend: str) -> None:
@@ -36,34 +32,7 @@ class Machine(Callers):
         self.successors = self.executors  # of the first batcher's
         self.most_forks = 2
 
-    # What handlers do.
-
-    @rule(
-        pick=PICK,
-        way=st.sampled_from(WAYS),
-        places=PLACES,
-    )
-    def answer(self, pick: int, way: Way, places: set[int]) -> None:
-        """Let a handler end, well or badly."""
-        if not self.held:
-            return
-        if way == "exit" and self.inline:
-            way = "raise"  # it would end the main greenlet, as it should
-        held = self.held.pop(pick % len(self.held))
-        way = held.batch.runs.consistent(way, places)
-        self.model.answer(held.batch, way, places)
-        held.way, held.picked = way, places
-        held.gate.open()
-        del held
-        self.rest()
-
-    @precondition(lambda self: self.setup["on_error"] == "isolate")
-    @rule(many=st.integers(2, 6), way=st.sampled_from(FAILED), places=PLACES)
-    def search(self, many: int, way: Way, places: set[int]) -> None:
-        """Have a batch of several fail, so that it is run again in parts."""
-        self.map(many, keep=True, afar=False)
-        if self.held:
-            self.answer(len(self.held) - 1, way, places)
+    # Handlers that do not return.
 
     @precondition(lambda self: self.setup["handler_timeout"])
     @rule(pick=PICK, others=ODDS)
@@ -223,14 +192,6 @@ class Machine(Callers):
             del self.model, self.ub, self.calls
             del self.watched, self.entered, self.held, self.cut_off
         self.until_gone(self.left)
-
-    def answer_all(self) -> None:
-        """Let all handlers end, each in another way and for other calls."""
-        for number in count(self.numbers):
-            if not self.held:
-                return
-            places = {place for place in range(8) if number >> place & 1}
-            self.answer(0, WAYS[number % len(WAYS)], places)
 
 
 def real_batch(held: Held) -> RealBatch:

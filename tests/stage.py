@@ -104,7 +104,7 @@ class Stage(RuleBasedStateMachine):
 
     def begin(self, setup: dict[str, Any]) -> None:
         """Make a batcher, and its model."""
-        self.setup = setup
+        self.set_up(setup)
         self.inline = self.backend == "gevent" and (
             setup["executor"] == "inline"
             or (PATCHED and setup["executor"] == "futures")
@@ -137,6 +137,13 @@ class Stage(RuleBasedStateMachine):
             **shared,
             **OPTIONS,
         )
+        if setup["start"]:
+            self.model.start()
+            self.ub.start()
+
+    def set_up(self, setup: dict[str, Any]) -> None:
+        """Begin with nothing."""
+        self.setup = setup
         self.calls: dict[int, Call] = {}
         self.watched: list[Any] = []
         self.entered: list[Held] = []
@@ -147,9 +154,6 @@ class Stage(RuleBasedStateMachine):
         self.told: Counter[int] = Counter()
         self.log.clear()
         self.holding = True  # handlers
-        if setup["start"]:
-            self.model.start()
-            self.ub.start()
 
     def handle(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a batch, or a part of it: the handler."""

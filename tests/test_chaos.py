@@ -17,7 +17,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.load import bursts
 from tests.chaos.losses import WITHIN, Loss, Losses, Orphans, orphans
 from tests.chaos.plan import BATCHERS, DEADLINE, GRACE, HANG, answer_to
-from tests.children import PATIENCE, ROOT, environment, once
+from tests.children import PATIENCE, ROOT, environment, gunicorn_drops_nothing, once
 from tests.soak import line_through
 
 server = pytest.mark.server
@@ -39,6 +39,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @once
 @server
+@gunicorn_drops_nothing
 def test_a_short_chaos_ends_well() -> None:
     """Some seconds of everything: no request is answered wrongly, hangs or is lost."""
     short = "--seconds", "6", "--rate", "125"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.afar import MachineAfar
 from tests.killing import MachineElsewhere
 from tests.machine import Machine
 from ubatch import backoff
@@ -60,3 +61,12 @@ def test_the_same_is_true_of_model_processes_that_are_killed(
     monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.01)
     few = settings(SETTINGS, max_examples=EXAMPLES // 20 or 6)
     run_state_machine_as_test(lambda: MachineElsewhere(backend), settings=few)
+
+
+@pytest.mark.concurrency
+@pytest.mark.server
+@pytest.mark.usefixtures("_apart")
+def test_the_same_is_true_of_all_clients_of_a_model_server(backend: str) -> None:
+    """Whoever asks, leaves or is killed, the server and its clients do as foreseen."""
+    few = settings(SETTINGS, max_examples=EXAMPLES // 20 or 6)
+    run_state_machine_as_test(lambda: MachineAfar(backend), settings=few)

@@ -20,7 +20,7 @@ from tests.children import (
     FileGate,
     Server,
     gunicorn,
-    not_on_libuv,
+    gunicorn_drops_nothing,
     once,
     run,
 )
@@ -65,11 +65,6 @@ def test_term_answers_those_who_wait_after_the_listener_is_gone(tmp_path: Path) 
         answers = [each.result() for each in asked]
         assert 0 == server.end()
     assert {200} == {answer.status for answer in answers}
-
-
-gunicorn_drops_nothing = not_on_libuv(
-    "a gunicorn worker that ends resets connections, of routes without ubatch too"
-)
 
 
 @gunicorn_drops_nothing

@@ -37,6 +37,13 @@ def obey() -> Callable[..., list[Any]]:
     return handler
 
 
+def held() -> Callable[..., Any]:
+    """Return a handler that asks the test at HELD how each batch ends."""
+    from tests.apps.held import connected
+
+    return connected(bytes.fromhex(os.environ["HELD"]))
+
+
 def versioned() -> Callable[[list[Any]], list[Answer]]:
     """Return a handler that tells which version was there when it was loaded."""
     version = Path(os.environ["VERSION"]).read_text()
