@@ -51,6 +51,14 @@ class ModelServed(ModelElsewhere):
         self.counts["calls"] += 1
         self.finish(call, REFUSED)
 
+    def take(self, calls: list[Call]) -> None:
+        """Take in what comes at once, as far as there is room."""
+        for call in calls:
+            if self.is_full():
+                self.refuse(call)
+            else:
+                self.join(call)
+
     def die(self) -> None:
         """Lose all that is there, with the server."""
         for batch in [*self.life.waiting, *self.life.running]:
@@ -215,15 +223,19 @@ class MachineAfar(Handlers):
     def map(self, count: int, keep: bool, afar: bool) -> None:
         if afar or self.backend == "thread":
             count = 1  # in which order more of them come is not foreseeable
+        # More than fit a batch are asked in parts, of which a free process may take the
+        # first before the next comes.
+        in_parts = self.model.has_free_worker() and count > self.model.max_size
+        if in_parts and self.model.max_pending is not None:
+            return  # nor is it how many come too late
         items = [self.item() for _ in range(count)]
         calls = [self.calls[item.number] for item in items]
         ub = self.ub
         caller = self.spawn(afar, lambda: ub.map(items, return_exceptions=keep))
-        for call in calls:
-            if self.model.is_full():
-                self.model.refuse(call)
-            else:
-                self.model.join(call)
+        if in_parts:
+            self.model.join_one_by_one(calls)
+        else:
+            self.model.take(calls)
         self.watched.append(MappedAfar(calls, caller, keep))
         self.rest()
 

@@ -185,20 +185,21 @@ def test_calls_of_different_shapes_share_no_batch(world: World) -> None:
         seen.append((first, args, kwargs))
         return [None] * len(first)
 
-    with UBatch(9, 0.05, handler=handler, backend=world.backend, linger="full") as ub:
-        calls: list[Callable[[], Any]] = [
-            lambda: ub.ubatch(1),
-            lambda: ub.ubatch(2, mode="a", size=5),
-            lambda: ub.ubatch(3, size=6, mode="b"),
-            lambda: ub.ubatch(4, "x"),
-            lambda: ub.ubatch(5),
-        ]
-        futures = []
-        for call in calls:
-            futures.append(world.spawn(call))
-            world.until(lambda: ub.stats().calls_total == len(futures))
-        for future in futures:
-            future.result()
+    ub = UBatch(9, 60.0, handler=handler, backend=world.backend, linger="full").start()
+    calls: list[Callable[[], Any]] = [
+        lambda: ub.ubatch(1),
+        lambda: ub.ubatch(2, mode="a", size=5),
+        lambda: ub.ubatch(3, size=6, mode="b"),
+        lambda: ub.ubatch(4, "x"),
+        lambda: ub.ubatch(5),
+    ]
+    futures = []
+    for call in calls:
+        futures.append(world.spawn(call))
+        world.until(lambda: ub.stats().calls_total == len(futures))
+    ub.stop()  # which runs them
+    for future in futures:
+        future.result()
     assert [
         ([1, 5], (), {}),
         ([2, 3], (), {"mode": ["a", "b"], "size": [5, 6]}),

@@ -137,12 +137,13 @@ def test_a_call_is_hopeless_only_by_the_fastest_of_enough_batches() -> None:
 
 
 def test_retry_after_is_the_backlog_over_the_throughput_seen() -> None:
-    """Calls answered per second, from the first of the last batches until now."""
+    """Calls answered per second of the time in which any of the last batches ran."""
     known = Recent()
-    assert inf == known.seconds_for(10, 0.0)
+    assert inf == known.seconds_for(10)
     known.add(0.0, 1.0, 10)
-    known.add(1.0, 2.0, 30)
-    assert 5.0 == pytest.approx(known.seconds_for(100, 2.0))
+    known.add(100.0, 101.0, 25)  # after a quiet time
+    known.add(100.5, 101.5, 5)  # beside the one before
+    assert 6.25 == pytest.approx(known.seconds_for(100))
 
 
 def held(world: World, **options: Any) -> tuple[UBatch[int, str], Gated, Caller]:

@@ -6,15 +6,12 @@ without the line that the comment stands beside.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ import ubatch
 from tests.apps import models
 from tests.children import FileGate
 from tests.fakes import PATIENCE, Gate, Gated, NativeCaller, World
+from tests.forcing import Struck, before, strike
 from tests.serving import Scripted, answer_all, answer_some, greet, received
 from ubatch import (
     DeadlineExceeded,
@@ -52,6 +50,7 @@ from ubatch.nesting import waiting_for
 from ubatch.origin import Found
 from ubatch.remote import Remote
 from ubatch.spawn import Process, status_of
+from ubatch.strands import Strands
 
 SOURCES = Path(ubatch.__file__).parent
 
@@ -65,39 +64,6 @@ def test_every_race_has_a_name_and_a_test() -> None:
     assert len(named) == len(re.findall(r"\bRaces?\b", text)), "one has no name"
     tests = [name for name in globals() if name.startswith("test_race_")]
     assert Counter(f"test_race_{name}" for name in named) == Counter(tests)
-
-
-@contextmanager
-def before(
-    function: Callable[..., Any], line: str, act: Callable[[], object]
-) -> Iterator[None]:
-    """Have *act* run once, before *function* runs its *line* in this thread."""
-    function = inspect.unwrap(function)
-    lines, first = inspect.getsourcelines(function)
-    numbers = [
-        number
-        for number, text in enumerate(lines, first)
-        if text.strip().startswith(line)
-    ]
-    assert 1 == len(numbers), f"{line!r} is there {len(numbers)} times"
-    acted: list[bool] = []
-
-    def in_function(frame: Any, event: str, _: Any) -> Any:
-        if event == "line" and frame.f_lineno == numbers[0] and not acted:
-            acted.append(True)
-            act()
-        return in_function
-
-    def anywhere(frame: Any, event: str, _: Any) -> Any:
-        return in_function if frame.f_code is function.__code__ else None
-
-    outside = sys.gettrace()
-    sys.settrace(anywhere)
-    try:
-        yield
-    finally:
-        sys.settrace(outside)
-    assert acted, f"{line!r} was never reached"
 
 
 class Meeting:
@@ -328,7 +294,8 @@ def test_race_rejoined(hub: World) -> None:
         (batch,) = collector.waiting
         endings = collector.endings
         # What it is told is on its way:
-        endings.tell(endings._expire(batch, [caller.greenlet], time.monotonic() + 99))
+        endings._expire(batch, [caller.greenlet], time.monotonic() + 99)
+        endings.tell()
         caller.greenlet.throw(Left)  # it calls again before this returns
         again.append(ub.stats().pending)
 
@@ -656,3 +623,33 @@ def test_race_handed_out() -> None:
     assert [[]] == told and [] == incoming.done()
     del found
     assert [put.number] == incoming.done()
+
+
+def test_race_deferred(threads: World) -> None:
+    """A callback is run that was left to a thread which stop() has told to end."""
+    ub = UBatch(9, 60.0, handler=lambda xs: xs, backend="thread", linger="full").start()
+    ran: list[str] = []
+    first = ub.submit(1)
+    first.add_done_callback(lambda _: ran.append("first"))  # it has a thread now
+    assert first.cancel()
+    threads.until(lambda: ran)
+    second = ub.submit(2)
+    second.add_done_callback(lambda _: ran.append("second"))
+    with before(Endings.cancel, "future._notify()", ub.stop):
+        assert second.cancel()
+    threads.until(lambda: len(ran) == 2)
+
+
+def test_race_uncounted(world: World) -> None:
+    """A strand is counted, though a signal strikes whoever starts it."""
+    handler = Gated(world.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
+    with before(Strands.hire_if_short, "self._count(counted)", strike):
+        with pytest.raises(Struck):
+            ub.submit(0)
+    callers = [world.spawn(ub.ubatch, number) for number in range(3)]
+    world.until(lambda: handler.batches and ub.stats().pending == 2)
+    assert 1 == ub.stats().running
+    handler.gate.open()
+    assert ["0", "1", "2"] == [caller.result() for caller in callers]
+    ub.stop()

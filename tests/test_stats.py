@@ -9,7 +9,9 @@ import json
 import pytest
 
 from tests.fakes import Gated, Recorder, World
+from tests.forcing import before
 from ubatch import Stats, UBatch
+from ubatch.stats import Counters
 
 
 def test_a_snapshot_is_complete_before_the_first_call() -> None:
@@ -74,3 +76,15 @@ def test_a_snapshot_is_frozen(world: World) -> None:
     assert {1: 2} == ub.stats().batch_sizes
     assert json.loads(json.dumps(dataclasses.asdict(seen)))["calls_total"] == 1
     assert seen == copy.deepcopy(seen)
+
+
+def test_stats_add_up_while_a_call_ends(hub: World) -> None:
+    """From a native thread too, which no lock of a hub's keeps from looking."""
+    ub = UBatch(9, 60.0, handler=Recorder(), backend="gevent", linger="full").start()
+    future = ub.submit(1)
+    with before(Counters.snapshot, "pending, running =", future.cancel):
+        seen = ub.stats()
+    ended = seen.results_total + seen.failures_total
+    ended += seen.cancelled_total + seen.expired_total
+    assert seen.calls_total == ended + seen.pending + seen.running
+    ub.stop()

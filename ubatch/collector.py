@@ -110,20 +110,24 @@ class Collector:
         counters = self.counters
         now = monotonic()
         if self._max_pending is not None and counters.pending >= self._max_pending:
-            raise self._full(self._max_pending, now)
-        batch = self.waiting.open.get(shape)
+            raise self._full(self._max_pending)
+        batch, opened = self.waiting.open.get(shape), None
         # Race (rejoined): 1. a call expires; 2. before its caller hears of that, it
         #       leaves; 3. it calls again. What it was to be told is still on its way,
         #       and is held back since it is gone from that batch: so it cannot be in
         #       it again.
         if batch is None or (batch.gone and caller in batch.gone):
-            batch = self._open_batch(shape, now)
+            batch = opened = self._new_batch(shape, now)
         self.newest = now
         batch.arrived += now
         calls = batch.calls
         calls[caller] = item
         counters.pending += 1
         try:
+            if opened is not None:
+                # The look is first: where a signal strikes in between, it is in vain.
+                self.strands.opened(now)
+                self.waiting.add(opened)
             if deadline is not None:
                 self._note_deadline(batch, caller, now, deadline)
             if len(calls) >= self._max_size:
@@ -166,7 +170,7 @@ class Collector:
             try:
                 self.strands.hire_if_short()
             except BackendError as error:
-                left, failure = self.waiting.take_all(), error
+                left, failure = list(self.waiting), error
             else:
                 return
         self.endings.fail(left, failure)
@@ -174,7 +178,7 @@ class Collector:
     def begin_stop(self) -> None:
         """Run what was accepted, then end; the life is closed."""
         with self.lock:
-            left = [] if self.life.started else self.waiting.take_all()
+            left = [] if self.life.started else list(self.waiting)
             self.strands.hire_if_short()
             end = not self.strands.at_work
         self.endings.fail(left, self._stopped())
@@ -186,7 +190,7 @@ class Collector:
         """Look at what waits: there is a place, or *trouble* says why there is none."""
         if trouble is not None:
             with self.lock:
-                left = self.waiting.take_all()
+                left = list(self.waiting)
             self.endings.fail(left, trouble)
         self.strands.look()
 
@@ -204,7 +208,7 @@ class Collector:
         """End every call that is still there; their callers get Stopped."""
         with self.lock:
             running = list(self.strands.running)
-            left = [*self.waiting.take_all(), *running]
+            left = [*self.waiting, *running]
         # Race (given_back): 1. a batch that runs elsewhere is given up; 2. its strand
         #       settles it, with no answers; 3. it is failed here. So that comes first.
         self.endings.fail(left, self._stopped())
@@ -252,6 +256,7 @@ class Collector:
                 return
             self.ended = True
             notify_all, self._at_end = self._at_end, []
+        self.endings.tell()  # if somebody else was cut off
         self._executor.close()
         self.deadlines.close()
         self.backend.close()
@@ -260,17 +265,14 @@ class Collector:
 
     # What all of them use.
 
-    def _open_batch(self, shape: Shape, now: float) -> Batch:
+    def _new_batch(self, shape: Shape, now: float) -> Batch:
         if self.strands.all_stuck:
             raise self.endings.stuck()
         if self.places is not None and self.places.trouble is not None:
             raise Failure(self.places.trouble).own()
         self.strands.hire_if_short(coming=True)
         handler = self._handler() if self.life.started else None  # or begin() sets it
-        batch = Batch(self, shape, handler, now)
-        self.waiting.add(batch)
-        self.strands.opened(now)
-        return batch
+        return Batch(self, shape, handler, now)
 
     def _note_deadline(
         self, batch: Batch, caller: Caller, now: float, deadline: float
@@ -286,10 +288,10 @@ class Collector:
                 ) from error
             self.strands.look()
 
-    def _full(self, max_pending: int, now: float) -> QueueFull:
+    def _full(self, max_pending: int) -> QueueFull:
         self.counters.rejected_total += 1
         pending = self.counters.pending
-        retry_after = self.strands.recent.seconds_for(pending, now)
+        retry_after = self.strands.recent.seconds_for(pending)
         if retry_after == inf:  # no batch has ended yet
             retry_after = NOBODY_KNOWS
         return QueueFull(

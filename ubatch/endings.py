@@ -7,6 +7,7 @@ ends it takes it out of its batch under the lock, and tells its caller after tha
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Set
 from concurrent.futures import CancelledError
 from functools import partial
 from math import inf
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Ended = tuple[list[Told], list[Future[Any]], set[Caller]]
+Owed = tuple[Iterator[Told], Iterator[Future[Any]], Set[Caller]]
 """Who is to be told what, which futures are done, and who is not to be told."""
 
 
@@ -33,6 +34,9 @@ class Endings:
 
     Owner: as the collector's, whose lock this takes; but a method that begins with
     an underscore is called under it, and give_up_due() too.
+    Invariant: a call that was taken out of its batch, and whose caller has not been
+    told, is owed. Whoever tells tells all that is owed, each once: if a signal's
+    exception ends one that would have told, the next one does.
     """
 
     def __init__(self, collector: Collector) -> None:
@@ -40,6 +44,7 @@ class Endings:
         self._collector = collector
         self._lock = collector.lock
         self._counters = collector.counters
+        self._owed: dict[int, Owed] = {}
 
     def settle(self, batch: Batch, outcome: Outcome) -> None:
         """End every call of a batch that has not ended yet."""
@@ -48,8 +53,8 @@ class Endings:
             self._counters.reruns_total += outcome.reruns
             if batch.settled:  # somebody lost patience before the handler returned
                 return
-            ended = self._settle(batch, outcome)
-        self.tell(ended)
+            self._settle(batch, outcome)
+        self.tell()
         if batch.running:
             self._log_failure(batch, outcome)
 
@@ -59,21 +64,26 @@ class Endings:
             if batch.settled:
                 return
             told = batch.answer(answers)
+            self._finish(batch, told)
             self._count(batch, told)
-            ended = self._finish(batch, told)
-        self.tell(ended)
+        self.tell()
 
     def fail(self, batches: list[Batch], error: Exception) -> None:
-        """End every call of these batches with an error of ours."""
+        """End every call of these batches with an error of ours.
+
+        One that waits does so until then: whatever cuts this off, none is lost.
+        """
         for batch in batches:
             self.settle(batch, Outcome(None, Failure(error), 0.0))
+        self.tell()  # if another was cut off
 
-    def tell(self, *ended: Ended) -> None:
+    def tell(self) -> None:
         """Tell who waits for calls that have ended; runs no user's code."""
-        for told, futures, gone in ended:
+        for key, (told, futures, gone) in list(self._owed.items()):
             self._collector.backend.tell(told, gone)
             for future in futures:
                 future._notify()
+            self._owed.pop(key, None)
 
     def leave(self, batch: Batch, caller: Caller) -> None:
         """Give a call up on behalf of a caller that goes away."""
@@ -101,19 +111,20 @@ class Endings:
         future._notify()
         return True
 
-    def give_up_due(self, now: float) -> list[Ended]:
-        """End the calls that are out of time; tell() them then. Under the lock."""
+    def give_up_due(self, now: float) -> bool:
+        """End the calls that are out of time. Under the lock; True if tell() is due."""
         collector = self._collector
         if now < collector.deadlines.next:
-            return []
+            return False
         calls, stuck = collector.deadlines.due(now)
-        ended = [self._expire(batch, callers, now) for batch, callers in calls]
-        ended += [self._give_up(batch) for batch in stuck]
+        for batch, callers in calls:
+            self._expire(batch, callers, now)
+        for batch in stuck:
+            self._give_up(batch)
         if stuck and not collector.strands.at_work:  # nor can be: see replace()
-            nobody = Outcome(None, Failure(self.stuck()), 0.0)
-            left = collector.waiting.take_all()
-            ended += [self._settle(batch, nobody) for batch in left]
-        return ended
+            for batch in list(collector.waiting):
+                self._settle(batch, Outcome(None, Failure(self.stuck()), 0.0))
+        return bool(calls or stuck)
 
     def ring(self) -> None:
         """Look for calls that are out of time; the alarm calls this."""
@@ -122,13 +133,13 @@ class Endings:
             return
         with self._lock:
             collector.deadlines.rang()
-            late = self.give_up_due(monotonic())
+            self.give_up_due(monotonic())
             # Race (stopping): 1. stop() closes the life, which was never started; 2.
             #       the alarm rings for one of those who wait; 3. stop() looks whether
             #       all has ended, and has the others told if it has not.
             idle = not collector.waiting and not collector.strands.at_work
             end = collector.life.closed and idle
-        self.tell(*late)
+        self.tell()
         if end:
             collector.end()
 
@@ -146,7 +157,7 @@ class Endings:
             "this process"
         )
 
-    def _expire(self, batch: Batch, callers: list[Caller], now: float) -> Ended:
+    def _expire(self, batch: Batch, callers: list[Caller], now: float) -> None:
         told: list[Told] = []
         for caller in callers:
             at, seconds = batch.deadlines[caller]
@@ -160,21 +171,23 @@ class Endings:
             error = DeadlineExceeded(f"{self._name}: {message}")
             alone = not isinstance(caller, Future)  # whose result() may be asked twice
             told.append((caller, Failure(error, alone)))
+        self._finish(batch, told)
         self._counters.ended(was_running=batch.running, expired=len(told))
         self._drop_if_empty(batch)
-        return self._finish(batch, told)
 
-    def _settle(self, batch: Batch, outcome: Outcome) -> Ended:
+    def _settle(self, batch: Batch, outcome: Outcome) -> None:
         told = batch.settle(outcome.answers, outcome.failure)
+        self._finish(batch, told)
         if outcome.failure is not None or outcome.failures:
             self._count(batch, told)
         else:
             self._counters.ended(was_running=batch.running, results=len(told))
         if not batch.running or batch.limit == inf:  # or it may yet run too long
             self._collector.deadlines.forget(batch)
-        return self._finish(batch, told)
+        if not batch.running:
+            self._collector.waiting.remove(batch)
 
-    def _give_up(self, batch: Batch) -> Ended:
+    def _give_up(self, batch: Batch) -> None:
         """End the calls of a batch whose handler runs too long, and go on without it.
 
         Race (returned): 1. the alarm finds that the handler runs too long; 2. the
@@ -186,6 +199,7 @@ class Endings:
             "and is not waited for any longer"
         )
         told = batch.settle(None, Failure(error))
+        self._finish(batch, told)
         self._counters.ended(was_running=True, expired=len(told))
         self._counters.stuck += 1
         self._counters.stuck_total += 1
@@ -195,7 +209,6 @@ class Endings:
         figures = limit, batch.size, len(told), self._counters.stuck
         log = partial(self._log_stuck, *figures, collector.strands.places)
         collector.backend.defer(log)
-        return self._finish(batch, told)
 
     def _count(self, batch: Batch, told: list[Told]) -> None:
         errors = [answer.error for _, answer in told if type(answer) is Failure]
@@ -208,21 +221,22 @@ class Endings:
             expired=expired,
         )
 
-    def _finish(self, batch: Batch, told: list[Told]) -> Ended:
-        """Finish the futures among those who are to be told."""
-        if not batch.futures:
-            return told, [], batch.gone
+    def _finish(self, batch: Batch, told: list[Told]) -> None:
+        """Finish the futures among those who are to be told, and owe that to them."""
         futures: list[Future[Any]] = []
-        parked: list[Told] = []
-        for one in told:
-            caller, answer = one
-            if isinstance(caller, Future):
-                batch.futures.discard(caller)
-                caller._finish(answer)
-                futures.append(caller)
-            else:
-                parked.append(one)
-        return parked, futures, batch.gone
+        parked = told
+        if batch.futures:
+            parked = []
+            for one in told:
+                caller, answer = one
+                if isinstance(caller, Future):
+                    batch.futures.discard(caller)
+                    caller._finish(answer)
+                    futures.append(caller)
+                else:
+                    parked.append(one)
+        owed = iter(parked), iter(futures), batch.gone
+        self._owed[id(owed)] = owed
 
     def _drop_if_empty(self, batch: Batch) -> None:
         """Forget a waiting batch whose callers have all left: it is never run."""

@@ -195,10 +195,16 @@ class Recent:
         age = now - self._batches[-1][1]
         return fastest if age <= max(PROBE_AFTER, fastest) else 0.0
 
-    def seconds_for(self, calls: int, now: float) -> float:
-        """Return how long it takes to answer as many calls; inf where unknown."""
-        told = sum(told for _, _, told in self._batches)
-        return calls * (now - self._batches[0][0]) / told if told else inf
+    def seconds_for(self, calls: int) -> float:
+        """Return how long it takes to answer as many calls; inf where unknown.
+
+        By the time in which a batch ran: nothing is to be learned from a quiet night.
+        """
+        busy, until, answered = 0.0, -inf, 0
+        for began, ended, told in self._batches:
+            busy += ended - max(began, until)
+            until, answered = ended, answered + told
+        return calls * busy / answered if answered else inf
 
 
 class Cost:

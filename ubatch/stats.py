@@ -92,16 +92,21 @@ class Counters:
     def snapshot(self, name: str, backend: str | None, executor: str) -> Stats:
         """Return what has been counted so far."""
         with self.lock:
+            # Each is read once: on gevent the lock holds up no other native thread.
+            results, failures = self.results_total, self.failures_total
+            cancelled, expired = self.cancelled_total, self.expired_total
+            pending, running = self.pending, self.running
+            ended = results + failures + cancelled + expired
             return Stats(
                 name=name,
                 backend=backend,
                 executor=executor,
-                calls_total=self.accepted(),
+                calls_total=ended + pending + running,
                 batches_total=self.batches_total,
-                results_total=self.results_total,
-                failures_total=self.failures_total,
-                cancelled_total=self.cancelled_total,
-                expired_total=self.expired_total,
+                results_total=results,
+                failures_total=failures,
+                cancelled_total=cancelled,
+                expired_total=expired,
                 rejected_total=self.rejected_total,
                 reruns_total=self.reruns_total,
                 stuck_total=self.stuck_total,
@@ -109,8 +114,8 @@ class Counters:
                 dispatch_reasons=dict(self.dispatch_reasons),
                 queued_seconds=self.queued_seconds,
                 handler_seconds=self.handler_seconds,
-                pending=self.pending,
-                running=self.running,
+                pending=pending,
+                running=running,
                 stuck=self.stuck,
             )
 

@@ -111,16 +111,17 @@ class Strands:
         if not coming and not collector.waiting:
             return
         hand: list[Batch] = []  # the batch that this strand has closed, or none
+        counted: list[bool] = []
         try:
             collector.backend.spawn(
-                partial(self._work, hand), partial(self._ended, hand)
+                partial(self._work, hand, counted), partial(self._ended, hand, counted)
             )
         except RuntimeError as error:
             if not self.at_work:
                 name = collector.name
                 raise BackendError(f"{name}: cannot start a worker") from error
             return  # those that are there go on
-        self.hired += 1
+        self._count(counted)
 
     def replace(self, batch: Batch) -> None:
         """Go on without the strand of a batch whose handler does not return."""
@@ -128,10 +129,21 @@ class Strands:
         with suppress(BackendError):  # see give_up_due(): then nobody is at work
             self.hire_if_short()
 
+    def _count(self, counted: list[bool]) -> None:
+        """Count a strand as hired, once; under the lock."""
+        # Race (uncounted): 1. a strand is started; 2. a signal's exception strikes who
+        #       started it; 3. it is not counted, and there will be one too many. So a
+        #       strand counts itself, if it was not.
+        if not counted:
+            counted.append(True)
+            self.hired += 1
+
     # What a strand does.
 
-    def _work(self, hand: list[Batch]) -> None:
+    def _work(self, hand: list[Batch], counted: list[bool]) -> None:
         """Run batches until the life is closed; the life of one strand."""
+        with self._lock:
+            self._count(counted)
         while self._run_one(hand):
             self._executor.rest()
             with self._lock:
@@ -172,12 +184,11 @@ class Strands:
                 self._turn()
             with self._lock:
                 now = monotonic()
-                late = collector.endings.give_up_due(now)
+                due = collector.endings.give_up_due(now)
                 batch, look_again = self._close_one(now, hand)
                 end = collector.life.closed and not waiting
-            if late:
-                collector.endings.tell(*late)
-                late = []  # while it waits, a strand holds nothing of any call
+            if due:
+                collector.endings.tell()
             if batch is not None or end:
                 return batch
             if look_again == TURN:
@@ -280,7 +291,9 @@ class Strands:
                 self._collector.counters.stuck -= 1
         hand.clear()
 
-    def _ended(self, hand: list[Batch], escaped: BaseException | None) -> None:
+    def _ended(
+        self, hand: list[Batch], counted: list[bool], escaped: BaseException | None
+    ) -> None:
         """Take note that a strand is gone; if it was not told to go, tell everybody.
 
         The next call hires another.
@@ -289,13 +302,13 @@ class Strands:
         if collector.inherited():
             return
         with self._lock:
-            self.hired -= 1
-            left = [] if escaped is None else [*hand, *collector.waiting.take_all()]
+            self.hired -= bool(counted)
+            left = [] if escaped is None else [*hand, *collector.waiting]
             self._put_down(hand)
             try:  # of those that were replaced too many may have left
                 self.hire_if_short()
             except BackendError:
-                left += collector.waiting.take_all()
+                left += collector.waiting
             end = collector.life.closed and not self.at_work
         collector.endings.fail(left, collector.endings.killed())
         if escaped is not None:

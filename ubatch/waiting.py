@@ -42,13 +42,6 @@ class Waiting:
         if self.open.get(batch.shape) is batch:
             del self.open[batch.shape]
 
-    def take_all(self) -> list[Batch]:
-        """Let all batches go."""
-        batches = list(self._batches)
-        self._batches.clear()
-        self.open.clear()
-        return batches
-
     def observe_turn(self) -> None:
         """Note which batches grew while the backend took a turn."""
         for batch in self._batches:

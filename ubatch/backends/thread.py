@@ -41,7 +41,8 @@ class ThreadBackend:
 
     def __init__(self) -> None:
         self._callbacks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._starting = allocate_lock()  # held once the callbacks have a thread
+        self._starting = allocate_lock()  # held while the callbacks have a thread
+        self._closed = False
 
     def lock(self) -> AbstractContextManager[Any]:
         return threading.RLock()
@@ -104,6 +105,8 @@ class ThreadBackend:
 
     def defer(self, fn: Callable[[], object]) -> None:
         self._callbacks.put(fn)
+        if self._closed:
+            self._callbacks.put(None)
         self._start_callbacks()
 
     def _start_callbacks(self) -> None:
@@ -120,8 +123,15 @@ class ThreadBackend:
         while (fn := self._callbacks.get()) is not None:
             fn()
             del fn  # with its future, and all that holds
+        # Race (deferred): 1. stop() closes this; 2. somebody who was just cancelled
+        #       defers a callback, and leaves it to this thread; 3. this thread ends,
+        #       as it was told. So it looks again when it has said that it is gone.
+        self._starting.release()
+        if not self._callbacks.empty():
+            self._start_callbacks()
 
     def close(self) -> None:
+        self._closed = True
         left = not self._callbacks.empty()
         self._callbacks.put(None)
         if left:  # perhaps since they have no thread yet
