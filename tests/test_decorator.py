@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 import weakref
 from typing import Any
 
 import pytest
 
 from tests.fakes import World
-from ubatch import DeadlineExceeded, Stopped, ubatch_decorator
+from ubatch import DeadlineExceeded, ProcessExecutor, Stopped, ubatch_decorator
 
 
 @ubatch_decorator(max_size=5, timeout=0.01)
@@ -83,6 +84,27 @@ def test_each_instance_batches_alone(world: World) -> None:
         assert {2: 1} == model.predict.stats().batch_sizes
         assert "predict" == model.predict.__name__
         model.predict.stop()
+
+
+def test_a_method_has_no_handler_in_another_process() -> None:
+    """It is refused with its class, and told what to write instead."""
+    elsewhere = ubatch_decorator(4, 0.0, executor=ProcessExecutor("module:factory"))
+    with pytest.raises((TypeError, RuntimeError)) as refused:  # until Python 3.12
+
+        class Model:
+            @elsewhere
+            def predict(self, items: list[int]) -> list[int]: ...
+
+    error = refused.value.__cause__ or refused.value
+    assert TypeError is type(error)
+    assert re.search(r"Model\.predict would be a method.*staticmethod", str(error))
+
+    class Other:
+        @staticmethod
+        @elsewhere
+        def predict(items: list[int]) -> list[int]: ...
+
+    assert Other().predict.stats().calls_total == 0
 
 
 def test_a_method_does_not_keep_its_instance_alive() -> None:

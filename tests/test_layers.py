@@ -99,7 +99,7 @@ LAYERS = {
     },
     "drain": {"log", "registry", "stats", "ubatch"},
     "flask": {"errors", "log"},
-    "sidecar": {"backends.native", "backoff", "log", "spawn"},
+    "sidecar": {"address", "backends.native", "backoff", "log", "spawn"},
     "gunicorn": {
         *("address", "drain", "isolation", "log", "policy", "processes", "registry"),
         *("remote", "sidecar", "ubatch"),

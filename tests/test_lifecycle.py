@@ -213,3 +213,18 @@ def test_repr_shows_name_backend_state_and_counts(world: World) -> None:
             f"<UBatch 'model' {world.backend}, started: 0 pending, 0 running, "
             "2 batches, 2 results>" == repr(ub)
         )
+
+
+def test_a_callback_of_the_hub_can_stop(hub: World) -> None:
+    """It begins to, and does not wait: a signal may strike in the hub."""
+    handler = Gated(hub.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend="gevent").start()
+    caller = hub.spawn(ub.ubatch, 1)
+    hub.until(lambda: handler.batches)
+    stopped: list[str] = []
+    gevent.get_hub().loop.run_callback(lambda: stopped.append(str(ub.stop())))
+    hub.until(lambda: stopped)
+    with pytest.raises(Stopped):
+        ub.submit(2)
+    handler.gate.open()
+    assert "1" == caller.result()

@@ -62,12 +62,12 @@ class Beside:
 
 
 @contextmanager
-def beside(home: Path, *options: str) -> Iterator[Beside]:
+def beside(home: Path, *options: str, log: str = "log") -> Iterator[Beside]:
     """Serve the app with its model beside it."""
     socket = home / "run" / "model.sock"
     more = {"conf": "beside_conf", "SOCKET": str(socket)}
     options = ("-k", "gevent", "-w", "2", *options)
-    with gunicorn(home / "log", "tests.apps.beside:app", *options, **more) as server:
+    with gunicorn(home / log, "tests.apps.beside:app", *options, **more) as server:
         yield Beside(server, socket)
 
 
@@ -105,6 +105,18 @@ def test_a_model_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
         running.ask(2)
 
         assert running.status()["pid"] != first
+
+
+def test_of_two_masters_the_second_serves_when_the_first_ends(tmp_path: Path) -> None:
+    """As after USR2: no request fails, whoever its model is asked from."""
+    with beside(tmp_path) as first, beside(tmp_path, log="second") as second:
+        first.ask(1)
+        second.server.until(lambda: "ours waits until it ends" in second.server.log)
+        model = second.ask(2)["model"]
+        first.server.signal(signal.SIGTERM)
+        first.server.end()
+        assert second.ask(3)["model"] != model
+        assert 1 == second.server.log.count("another model server listens")
 
 
 def test_sighup_loads_the_model_anew(tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def connect(path: str) -> socket:
     return sock
 
 
+def is_taken(path: str) -> bool:
+    """Tell whether somebody listens there. Does not block."""
+    try:
+        connect(path).close()
+    except (BackendError, BlockingIOError):  # another user, or it has much to do
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def check_peer(sock: socket) -> int:
     """Return the process that has the other end.
 

@@ -226,8 +226,8 @@ class Collector:
         notify()
 
     def is_inside(self) -> bool:
-        """Tell whether the caller interrupts itself: a signal struck in a call."""
-        return self.backend.holds(self.lock)
+        """Tell whether the caller interrupts itself: a signal struck in a call, say."""
+        return self.backend.cannot_wait(self.lock)
 
     def serves(self, life: Life) -> bool:
         """Tell whether this takes the calls of *life* in this process."""

@@ -142,6 +142,14 @@ class Batched(Generic[T, R]):
         """Refuse new calls and end, as UBatch.stop()."""
         self._batcher.stop(timeout)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        if self._elsewhere:
+            raise TypeError(
+                f"{owner.__qualname__}.{name} would be a method, and its handler is in "
+                "another process, which has no instance of the class; decorate a "
+                "function, or wrap it in staticmethod()"
+            )
+
     def __get__(self, instance: object, owner: type | None = None) -> Batched[T, R]:
         """Return the method of one instance, with that instance's batcher."""
         if instance is None:

@@ -128,7 +128,6 @@ def serve(
     )
     path_of(f"{SCHEME}{socket}")
     chosen = {
-        "socket": socket,
         "max-size": max_size,
         "timeout": timeout,
         "processes": processes,
@@ -149,7 +148,7 @@ _sidecars: dict[str, Sidecar] = {}
 
 
 def _hooks(socket: str, options: list[str]) -> Hooks:
-    sidecar = _sidecars.setdefault(socket, Sidecar(options))
+    sidecar = _sidecars.setdefault(socket, Sidecar(socket, options))
 
     def on_starting(server: Any) -> None:
         tend_workers = server.manage_workers

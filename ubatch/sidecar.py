@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 
+from ubatch.address import is_taken
 from ubatch.backends.native import start_process
 from ubatch.backoff import Backoff
 from ubatch.log import tell
 from ubatch.spawn import fate_of, status_of, ubatch_command
 
 logger = logging.getLogger(__name__)
+
+LOOK_AGAIN = 0.5
+"""Seconds between two looks whether another server has left the path."""
 
 
 class Sidecar:
@@ -28,14 +32,19 @@ class Sidecar:
     Owner: the process that calls start(), and its main thread.
     """
 
-    def __init__(self, options: Sequence[str]) -> None:
-        """Take what comes after ``ubatch serve``. Starts nothing."""
+    def __init__(self, path: str, options: Sequence[str]) -> None:
+        """Take where it listens, and what else comes after ``ubatch serve``.
+
+        Starts nothing.
+        """
         self.options = list(options)
+        self._path = path
         self._pid: int | None = None
         self._pidfd = -1
         self._began = 0.0
         self._backoff = Backoff()
         self._again_at: float | None = None  # None: it is not to run
+        self._waits = False  # for another server to leave
 
     def start(self) -> None:
         """Start it, and keep it running as long as tend() is called."""
@@ -48,7 +57,7 @@ class Sidecar:
         if self._pid is not None and self._has_ended():
             self._note_end()
         if self._pid is None and self._again_at is not None:
-            if monotonic() >= self._again_at:
+            if monotonic() >= self._again_at and not self._has_to_wait():
                 self._spawn()
 
     def reload(self) -> None:
@@ -69,10 +78,20 @@ class Sidecar:
                 self._has_ended(1.0)
             self._forget()
 
+    def _has_to_wait(self) -> bool:
+        """Tell whether another server is there: of a master that USR2 replaces, say."""
+        waited, self._waits = self._waits, is_taken(self._path)
+        if self._waits:
+            self._again_at = monotonic() + LOOK_AGAIN
+            if not waited:
+                message = "another model server listens at %s; ours waits until it ends"
+                tell(logger, logging.WARNING, message, self._path)
+        return self._waits
+
     def _spawn(self) -> None:
         # In a process group of its own: a terminal's Ctrl-C is for who started us, who
         # tells us when the workers have ended.
-        command = ubatch_command("serve", *self.options)
+        command = ubatch_command("serve", f"--socket={self._path}", *self.options)
         command += ["--with-parent", str(os.getpid())]
         try:
             self._pid = start_process(

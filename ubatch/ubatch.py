@@ -245,7 +245,8 @@ class UBatch(Calls[T, S]):
 
         Blocks this caller, but not the hub. May be called again, from any greenlet
         and any thread; not by the handler itself. Where a signal handler interrupts
-        a call of this batcher it cannot wait: it begins to stop, and returns.
+        a call of this batcher, or gevent's hub, it cannot wait: it begins to stop, and
+        returns.
 
         Args:
             timeout: Seconds to wait for the calls; those that are left then get

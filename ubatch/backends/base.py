@@ -112,8 +112,11 @@ class Backend(Protocol):
     def close(self) -> None:
         """Let go of what was made for defer()."""
 
-    def holds(self, lock: AbstractContextManager[Any]) -> bool:
-        """Tell whether the calling thread holds a lock() of this backend."""
+    def cannot_wait(self, lock: AbstractContextManager[Any]) -> bool:
+        """Tell whether whoever asks would wait for himself.
+
+        Since his thread holds *lock*, of this backend, or he is what runs all others.
+        """
 
     def again(self) -> Backend:
         """Return a backend of this kind, on the same hub if there is one."""

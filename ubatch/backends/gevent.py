@@ -97,8 +97,8 @@ class GeventBackend:
     def lock(self) -> AbstractContextManager[Any]:
         return _NO_LOCK
 
-    def holds(self, lock: AbstractContextManager[Any]) -> bool:
-        return False
+    def cannot_wait(self, lock: AbstractContextManager[Any]) -> bool:
+        return getcurrent() is self._hub
 
     def mutex(self) -> AbstractContextManager[Any]:
         return Semaphore(1, self._hub)

@@ -47,7 +47,7 @@ class ThreadBackend:
     def lock(self) -> AbstractContextManager[Any]:
         return threading.RLock()
 
-    def holds(self, lock: AbstractContextManager[Any]) -> bool:
+    def cannot_wait(self, lock: AbstractContextManager[Any]) -> bool:
         return bool(lock._is_owned())  # type: ignore[attr-defined]
 
     def mutex(self) -> AbstractContextManager[Any]:
