@@ -105,6 +105,10 @@ class Program:
             start_new_session=True,
         )
 
+    def wait(self) -> None:
+        """Wait until it has ended; what it has started may go on."""
+        self._process.wait(PATIENCE)
+
     def end(self, timeout: float = PATIENCE) -> Ended:
         """Wait for the end; a program that hangs is made to tell where it does."""
         try:

@@ -86,6 +86,13 @@ def test_each_instance_batches_alone(world: World) -> None:
         model.predict.stop()
 
 
+def test_the_function_is_the_handler() -> None:
+    """Another one beside it is refused, with what to do."""
+    more: Any = {"handler": list}
+    with pytest.raises(TypeError, match="the decorated function is the handler"):
+        ubatch_decorator(4, 0.0, **more)
+
+
 def test_a_method_has_no_handler_in_another_process() -> None:
     """It is refused with its class, and told what to write instead."""
     elsewhere = ubatch_decorator(4, 0.0, executor=ProcessExecutor("module:factory"))

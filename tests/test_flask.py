@@ -20,7 +20,9 @@ from ubatch import (
     Stopped,
     UBatch,
     UBatchError,
+    WorkerLost,
 )
+from ubatch.flask import UNAVAILABLE
 
 OURS = [
     (QueueFull, 503),
@@ -283,8 +285,21 @@ def test_an_api_of_flask_restx_is_answered_alike(
     for kind, status in OURS:
         answer = app.test_client().get(f"/ns/{kind.__name__}")
         assert status == answer.status_code
-        assert {"error": kind.__name__, "message": "why"} == answer.json
+        why = UNAVAILABLE if issubclass(kind, BackendError) else "why"
+        assert {"error": kind.__name__, "message": why} == answer.json
     assert len(OURS) == len(lines(caplog))
+
+
+@pytest.mark.parametrize("kind", [BackendError, WorkerLost])
+def test_a_client_is_not_told_of_paths_and_processes(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the log says is not for whoever asks from outside."""
+    app = app_with(kind("unix:/run/secret: process 4711 was killed"))
+    ubatch.flask.init_app(app)
+    answer = app.test_client().get("/predict")
+    assert {"error": kind.__name__, "message": UNAVAILABLE} == answer.json
+    assert "/run/secret: process 4711" in caplog.text
 
 
 def test_an_apis_own_handlers_win() -> None:

@@ -1013,6 +1013,36 @@ def test_stop_ends_the_pause_before_another_process(site: Site) -> None:
     site.world.until(lambda: not executor_of(ub)._keepers)
 
 
+def use_once(backend: str, record: str, gate: str) -> int:
+    """Make one call, stop, and end."""
+    from functools import partial
+    from typing import Any
+
+    from tests.apps import models
+    from ubatch import ProcessExecutor, UBatch
+
+    chosen: Any = backend
+    executor = ProcessExecutor(partial(models.says_goodbye, record, gate))
+    with UBatch[int, int](8, 0.0, executor=executor, backend=chosen) as ub:
+        return ub.ubatch(1)
+
+
+@once
+@pytest.mark.parametrize("backend", ["gevent", "thread"])
+def test_a_model_process_may_clean_up(backend: str, tmp_path: Path) -> None:
+    """It is given some seconds, also where the program ends at once."""
+    record = str(tmp_path / "record")
+    with FileGate(tmp_path / "gate") as gate:
+        program = Program(use_once, backend, record, gate.path)
+        program.wait()
+        gate.open()
+        deadline = time.monotonic() + 20.0
+        while not entries(record):
+            assert time.monotonic() < deadline, "it was killed"
+            time.sleep(0.01)
+        assert 1 == program.end().value
+
+
 @pytest.mark.concurrency
 def test_a_forgotten_batcher_leaves_no_process(world: World) -> None:
     """It need not be stopped."""

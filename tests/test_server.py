@@ -30,6 +30,7 @@ from ubatch import (
     DeadlineExceeded,
     QueueFull,
     RemoteError,
+    UBatch,
     address,
 )
 from ubatch.parcel import pack_columns
@@ -868,6 +869,10 @@ def test_the_status_tells_how_a_server_is(tmp_path: Path) -> None:
             "running": 3,
             "calls_total": 6,
             "results_total": 0,
+            "cancelled_total": 1,
+            "reruns_total": 0,
+            "stuck_total": 0,
+            "trouble": None,
             "failures_total": 0,
             "expired_total": 0,
             "rejected_total": 0,
@@ -875,6 +880,27 @@ def test_the_status_tells_how_a_server_is(tmp_path: Path) -> None:
             "mean_batch_size": 1.5,
             "handler_seconds": 0.0,
         }
+
+
+def test_a_factory_beside_the_command_is_found(tmp_path: Path) -> None:
+    """In the folder where it is started, as a script has its own folder first."""
+    factory = (
+        "def make():\n    return lambda items: [(item, 'here') for item in items]\n"
+    )
+    (tmp_path / "beside_it.py").write_text(factory)
+    path = tmp_path / "run" / "model.sock"
+    script = "import sys; sys.path.remove(''); from ubatch.cli import main; main()"
+    command = [sys.executable, "-c", script, "serve", "beside_it:make"]
+    command += ["--socket", f"unix:{path}"]  # as it is written for connect()
+    env = environment(PYTHONPATH=str(ROOT))
+    with subprocess.Popen(command, cwd=tmp_path, env=env) as process:
+        try:
+            ub = UBatch[int, Any].connect(f"unix:{path}", backend="thread")
+            assert (1, "here") == ub.ubatch(1)
+            ub.stop()
+            assert 0 == status_of(f"unix:{path}").returncode
+        finally:
+            process.terminate()
 
 
 def test_the_status_of_none(tmp_path: Path) -> None:

@@ -14,9 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.children import KILLED, ROOT, Server, environment, gunicorn, once
+from tests.children import (
+    KILLED,
+    ROOT,
+    Program,
+    Server,
+    environment,
+    gunicorn,
+    once,
+)
 from ubatch.gunicorn import serve
 
 pytestmark = [once, pytest.mark.server]
@@ -62,10 +71,10 @@ class Beside:
 
 
 @contextmanager
-def beside(home: Path, *options: str, log: str = "log") -> Iterator[Beside]:
+def beside(home: Path, *options: str, log: str = "log", **env: str) -> Iterator[Beside]:
     """Serve the app with its model beside it."""
     socket = home / "run" / "model.sock"
-    more = {"conf": "beside_conf", "SOCKET": str(socket)}
+    more = {"conf": "beside_conf", "SOCKET": str(socket), **env}
     options = ("-k", "gevent", "-w", "2", *options)
     with gunicorn(home / log, "tests.apps.beside:app", *options, **more) as server:
         yield Beside(server, socket)
@@ -105,6 +114,83 @@ def test_a_model_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
         running.ask(2)
 
         assert running.status()["pid"] != first
+
+
+def test_a_model_has_none_of_the_workers_sockets(tmp_path: Path) -> None:
+    """Or nobody could listen there while it lives; gunicorn's are inheritable."""
+    with beside(tmp_path) as running:
+        running.ask(1)
+        first = running.status()["pid"]
+        os.kill(first, signal.SIGKILL)  # the next one is started by a master that has
+        running.server.until(lambda: f"the model server {first} " in running.server.log)
+        model = running.ask(2)["model"]
+        for pid in (running.status()["pid"], model):
+            assert [] == psutil.Process(pid).net_connections(kind="tcp")
+
+
+def test_modules_are_found_where_gunicorn_finds_them(tmp_path: Path) -> None:
+    """Its pythonpath is the model's, too."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    factory = (
+        "def make():\n    return lambda items: [(2 * item, 0) for item in items]\n"
+    )
+    (folder / "found_there.py").write_text(factory)
+    options = "--pythonpath", str(folder)
+    with beside(tmp_path, *options, FACTORY="found_there:make") as running:
+        assert 0 == running.ask(1)["model"]
+
+
+def test_a_model_server_does_not_move(tmp_path: Path) -> None:
+    """Reloading says so; and what there is ends with gunicorn."""
+    with beside(tmp_path) as running:
+        running.ask(1)
+        Path(f"{running.socket}.moved").touch()
+        running.server.signal(signal.SIGHUP)
+        running.server.until(lambda: "restart gunicorn for that" in running.server.log)
+        running.server.signal(signal.SIGTERM)
+        running.server.end()
+        running.until_gone()
+
+
+def begin_badly(path: str) -> list[Any]:
+    """Start a model server without a file to be had, and then reload it at once."""
+    import os
+    import resource
+    import time
+
+    import psutil
+
+    from ubatch.address import is_taken
+    from ubatch.sidecar import Sidecar
+
+    children = psutil.Process().children
+    sidecar = Sidecar(path, ["tests.apps.beside:make"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files - 1, limits[1]))
+    sidecar.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    found: list[Any] = [len(children())]
+    while sidecar._pid is None:
+        sidecar.tend()
+        time.sleep(0.01)
+    sidecar.reload()
+    (first,) = children()
+    while not is_taken(path):
+        sidecar.tend()
+        time.sleep(0.01)
+    found.append(children() == [first])
+    sidecar.stop(10.0)
+    return [*found, len(children())]
+
+
+def test_a_bad_beginning_leaves_one_model_server_or_none(tmp_path: Path) -> None:
+    """One that cannot be watched is ended; one that is not yet up takes a reload."""
+    folder = tmp_path / "run"
+    ended = Program(begin_badly, str(folder / "model.sock")).end()
+    assert 0 == ended.returncode, ended
+    assert [0, True, 0] == json.loads(ended.stdout), ended
 
 
 def test_of_two_masters_the_second_serves_when_the_first_ends(tmp_path: Path) -> None:

@@ -28,8 +28,11 @@ BACKLOG = 1024
 CREDENTIALS = Struct("3i")  # pid, uid, gid
 
 
-def path_of(address: str) -> str:
+def path_of(address: str, *, scheme: bool = True) -> str:
     """Return the path of an address such as ``"unix:/run/app/model.sock"``.
+
+    Args:
+        scheme: It has to begin with ``unix:``; else it may.
 
     Raises:
         ValueError: It is none.
@@ -38,7 +41,7 @@ def path_of(address: str) -> str:
     if not isinstance(address, str):
         raise TypeError(f"an address must be 'unix:PATH', not {shown(address)}")
     path = address.removeprefix(SCHEME)
-    if path == address or not path or "\0" in path:
+    if scheme and path == address or not path or "\0" in path:
         raise ValueError(f"{shown(address)} is no address; write 'unix:PATH'")
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise ValueError(

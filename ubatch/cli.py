@@ -64,16 +64,20 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(chosen: argparse.Namespace) -> int:
     from ubatch.forward import ForwardingExecutor
     from ubatch.server import Server
-    from ubatch.spawn import end_with_parent
+    from ubatch.spawn import close_inherited, end_with_parent
 
     if chosen.with_parent is not None:
+        close_inherited()
         end_with_parent()
         if os.getppid() != chosen.with_parent:  # it was gone before
             return 0
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    path = address.path_of(f"{address.SCHEME}{chosen.socket}")
+    # The program has its own folder first, and not that where it was started.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    path = address.path_of(chosen.socket, scheme=False)
     executor = ForwardingExecutor(chosen.factory, chosen.processes, retry=chosen.retry)
     batcher: UBatch[Any, Any] = UBatch(
         chosen.max_size,
@@ -93,7 +97,7 @@ def _serve(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    path = address.path_of(f"{address.SCHEME}{chosen.socket}")
+    path = address.path_of(chosen.socket, scheme=False)
     try:
         sock = address.connect(path)
     except OSError as error:

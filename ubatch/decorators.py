@@ -249,6 +249,9 @@ def ubatch_decorator(
             function.
     """
 
+    if "handler" in chosen:
+        raise TypeError("the decorated function is the handler; leave handler= out")
+
     def decorate(function: Callable[..., Any]) -> Batched[Any, Any]:
         options.check_handler(function)
         return Batched(function, {"max_size": max_size, "timeout": timeout, **chosen})

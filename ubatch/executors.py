@@ -154,14 +154,16 @@ def check(option: object) -> None:
         if option not in EXECUTORS:
             raise ValueError(
                 f"executor={shown(option)} is unknown; use one of "
-                f"{', '.join(EXECUTORS)}, a concurrent.futures.Executor or a "
+                f"{', '.join(EXECUTORS)}, ProcessExecutor('module:factory'), "
+                "ServerExecutor('unix:PATH'), a concurrent.futures.Executor or a "
                 "gevent.threadpool.ThreadPool"
             )
     elif not isinstance(option, (futures.Executor, Elsewhere)):
         if not _is_gevent_pool(option):
             raise TypeError(
-                "executor must be a name, a ProcessExecutor, a concurrent.futures."
-                f"Executor or a gevent.threadpool.ThreadPool, not {shown(option)}"
+                "executor must be a name, a ProcessExecutor, a ServerExecutor, a "
+                "concurrent.futures.Executor or a gevent.threadpool.ThreadPool, not "
+                f"{shown(option)}"
             )
 
 

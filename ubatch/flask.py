@@ -27,6 +27,8 @@ STATUSES: dict[type[Exception], int] = {
     BackendError: 503,
     DeadlineExceeded: 504,
 }
+UNAVAILABLE = "the model is not available; try again"
+"""What a client is told of errors whose message has paths, processes and the like."""
 LONGEST_RETRY = 3600
 """Seconds; nobody can tell what a queue will be like in more than an hour."""
 LONGEST_LINE = 300
@@ -41,6 +43,7 @@ def init_app(app: Flask) -> None:
     ``QueueFull`` is answered with 503 and Retry-After, ``Stopped``, ``WorkerLost`` and
     ``BackendError`` with 503, ``DeadlineExceeded`` with 504: as JSON such as
     ``{"error": "QueueFull", "message": "..."}``, and with one warning in the log.
+    What went wrong with a process or a server is for the log alone.
     Other errors stay what they are. May be called again; does not block.
 
     The APIs of ``flask_restx`` that the application has at its first request pass
@@ -73,6 +76,8 @@ def answer(error: Exception) -> Answer:
         *(_one_line(request.method), _one_line(rule), status, kind.__name__),
         _one_line(message),
     )
+    if isinstance(error, BackendError):
+        message = UNAVAILABLE
     return {"error": kind.__name__, "message": message}, status, headers
 
 

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from ubatch import registry
-from ubatch.address import SCHEME, path_of
+from ubatch.address import path_of
 from ubatch.drain import drain
 from ubatch.isolation import OnError
 from ubatch.log import tell
@@ -126,7 +126,7 @@ def serve(
         on_error=on_error,
         handler_timeout=handler_timeout,
     )
-    path_of(f"{SCHEME}{socket}")
+    socket = path_of(socket, scheme=False)
     chosen = {
         "max-size": max_size,
         "timeout": timeout,
@@ -158,16 +158,20 @@ def _hooks(socket: str, options: list[str]) -> Hooks:
             tend_workers()
 
         server.manage_workers = manage_workers
-        sidecar.start()
+        folders = (server.cfg.pythonpath or "").split(",")
+        sidecar.start([os.path.abspath(folder) for folder in folders if folder])
 
     def on_reload(server: Any) -> None:
-        if sidecar.options != options:
+        if not sidecar.started or sidecar.options != options:
             message = "%s: serve() has other options now; restart gunicorn for that"
             tell(logger, logging.WARNING, message, socket)
-        sidecar.reload()
+        for each in _sidecars.values():
+            each.reload()
 
     def on_exit(server: Any) -> None:
-        sidecar.stop(server.cfg.graceful_timeout)
+        end = monotonic() + server.cfg.graceful_timeout
+        for each in _sidecars.values():
+            each.stop(max(0.0, end - monotonic()))
 
     return Hooks(on_starting, on_reload, on_exit)
 

@@ -36,7 +36,7 @@ from ubatch.parcel import (
     unpack_columns,
     write_done,
 )
-from ubatch.spawn import FD, UNWANTED, end_with_parent
+from ubatch.spawn import FD, UNWANTED, close_inherited, end_with_parent
 from ubatch.wire import Frame, Kind, WireError, pack, unpack
 
 GOODBYE = 5
@@ -45,6 +45,7 @@ GOODBYE = 5
 
 def main() -> None:
     """Serve whoever has the other end of the socket, until that ends."""
+    close_inherited(FD)
     for number in UNWANTED:
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -57,9 +58,10 @@ def main() -> None:
             handler = _begin(channel, setup) if here else None
             while handler is not None and _answer(channel, handler):
                 pass
-    channel.close()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GOODBYE)  # whatever the handler's libraries do at exit
+    end_with_parent(0)  # who may be about to end as well
+    channel.close()
 
 
 def _ignore(*_: object) -> None:

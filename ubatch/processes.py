@@ -229,19 +229,22 @@ class Processes:
             self._claim(batch)
 
     def _claim(self, batch: Batch) -> bool:
-        if not self._vacant:
-            return False
-        model = self._claimed[batch] = self._vacant.pop()
-        model.take()
-        return True
+        while self._vacant:
+            model = self._vacant.pop()
+            if model.sound and not model.retired:
+                model.take()
+                self._claimed[batch] = model
+                return True
+        return False
 
     def left(self, batch: Batch, call: int) -> None:
         pass
 
     def give_up(self, batch: Batch) -> None:
-        model = self._claimed.get(batch)
-        if model is not None:
-            model.give_up()
+        with self._lock:  # or the process may have another batch by then
+            model = self._claimed.get(batch)
+            if model is not None:
+                model.give_up()
 
     def run(self, batch: Batch) -> Outcome:
         began, retry = monotonic(), self._spec.retry

@@ -89,9 +89,12 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 gevent.signal_handler(number, self._told.set)
             gevent.signal_handler(signal.SIGHUP, self._reload)
+            # Who started us may have had it wait, as until now it would have killed.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
             self._batcher.start()
             self._processes().begin()
             accepting = gevent.spawn(self._accept, listener)
+            accepting.link_exception(lambda _: self._told.set())  # it would be deaf
             self._log(
                 "process %d serves %s at %s", os.getpid(), self._label, self._path
             )
@@ -106,7 +109,7 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Return what ``ubatch status`` tells, as JSON has it."""
-        seen = self._batcher.stats()
+        seen, trouble = self._batcher.stats(), self._processes().trouble
         return {
             "factory": self._label,
             "pid": os.getpid(),
@@ -117,12 +120,16 @@ class Server:
             "calls_total": seen.calls_total,
             "results_total": seen.results_total,
             "failures_total": seen.failures_total,
+            "cancelled_total": seen.cancelled_total,
             "expired_total": seen.expired_total,
             "rejected_total": seen.rejected_total,
+            "reruns_total": seen.reruns_total,
+            "stuck_total": seen.stuck_total,
             "batches_total": seen.batches_total,
             "mean_batch_size": round(seen.mean_batch_size, 2),
             "handler_seconds": round(seen.handler_seconds, 3),
             "memory_bytes": memory_of(os.getpid()),
+            "trouble": trouble and str(trouble),
             "models": [
                 {"pid": pid, "memory_bytes": memory_of(pid)}
                 for pid in self._processes().pids()

@@ -18,7 +18,7 @@ from ubatch.address import is_taken
 from ubatch.backends.native import start_process
 from ubatch.backoff import Backoff
 from ubatch.log import tell
-from ubatch.spawn import fate_of, status_of, ubatch_command
+from ubatch.spawn import fate_of, pidfd_of, status_of, ubatch_command
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,20 @@ class Sidecar:
         self._backoff = Backoff()
         self._again_at: float | None = None  # None: it is not to run
         self._waits = False  # for another server to leave
+        self._folders: list[str] = []
 
-    def start(self) -> None:
-        """Start it, and keep it running as long as tend() is called."""
+    @property
+    def started(self) -> bool:
+        """It is to run."""
+        return self._again_at is not None
+
+    def start(self, folders: Sequence[str] = ()) -> None:
+        """Start it, and keep it running as long as tend() is called.
+
+        Args:
+            folders: Where it looks for modules first.
+        """
+        self._folders = list(folders)
         if self._pid is None:
             self._again_at = monotonic()
             self.tend()
@@ -93,11 +104,16 @@ class Sidecar:
         # tells us when the workers have ended.
         command = ubatch_command("serve", f"--socket={self._path}", *self.options)
         command += ["--with-parent", str(os.getpid())]
+        environ = dict(os.environ)
+        folders = [*self._folders, environ.get("PYTHONPATH", "")]
+        if self._folders:
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
         try:
+            # SIGHUP waits until the server can take it.
             self._pid = start_process(
-                command[0], command, os.environ, setpgroup=0, setsigmask=[]
+                command[0], command, environ, setpgroup=0, setsigmask=[signal.SIGHUP]
             )
-            self._pidfd = os.pidfd_open(self._pid)
+            self._pidfd = pidfd_of(self._pid)
         except OSError as error:
             self._pid = None
             self._later(0.0, f"the model server cannot be started: {error}")

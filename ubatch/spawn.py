@@ -81,7 +81,7 @@ class Process:
         ours, theirs = socketpair()
         try:
             self.pid = _start(theirs, label)
-            self._pidfd = _pidfd_of(self.pid)
+            self._pidfd = pidfd_of(self.pid)
         except BaseException:
             ours.close()
             raise
@@ -134,7 +134,7 @@ class Process:
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have this process get a signal when the thread that started it ends."""
+    """Have this process get a signal when the thread that started it ends; 0: none."""
     with suppress(OSError, AttributeError):  # it is not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
@@ -153,6 +153,29 @@ def fate_of(status: int) -> str:
         name = signal.Signals(-status).name if named else f"signal {-status}"
         return f"was killed by {name}"
     return f"ended with exit code {status}"
+
+
+def pidfd_of(pid: int) -> int:
+    """Return a pidfd of a process that was just started; without one it is ended.
+
+    Raises:
+        OSError: There is none to be had.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # too many files are open: nobody could wait for it
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
+
+
+def close_inherited(last: int = 2) -> None:
+    """Close all files beyond *last*, as a program does first that needs no others.
+
+    What started it may have had listening sockets that whoever it starts inherits.
+    """
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def status_of(pidfd: int) -> int:
@@ -192,16 +215,6 @@ def _python() -> str:
     if "python" in os.path.basename(sys.executable or "").lower():
         return sys.executable
     return os.path.join(sys.exec_prefix, "bin", "python3")
-
-
-def _pidfd_of(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # too many files are open: nobody could wait for it
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        raise
 
 
 def _remembered(pidfd: int) -> int:

@@ -8,6 +8,9 @@ from ubatch.gunicorn import post_worker_init, serve, worker_exit  # noqa: F401
 control_socket_disable = True
 graceful_timeout = 10
 
+socket = os.environ["SOCKET"]
+if os.path.exists(f"{socket}.moved"):
+    socket += ".other"
 on_starting, on_reload, on_exit = serve(
-    "tests.apps.beside:make", socket=os.environ["SOCKET"], max_size=8
+    os.environ.get("FACTORY", "tests.apps.beside:make"), socket=socket, max_size=8
 )

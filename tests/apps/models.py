@@ -6,6 +6,7 @@ and holds it there at a gate, a FIFO: each gets the path of one.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -49,6 +50,17 @@ def obey() -> Handler:
 def give() -> Handler:
     """Take the first item for a function, which returns all answers."""
     return lambda items: items[0][0](*items[0][1:])
+
+
+def says_goodbye(record: str, gate: str) -> Handler:
+    """Note the end of the process, where it gets so far, past the gate."""
+
+    def goodbye() -> None:
+        wait_at(gate)
+        Record(record).add(["goodbye"])
+
+    atexit.register(goodbye)
+    return list
 
 
 def gated(record: str, gate: str) -> Handler:

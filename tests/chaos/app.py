@@ -14,8 +14,8 @@ from werkzeug.exceptions import HTTPException
 from tests.chaos.handler import Item, handler_of
 from tests.chaos.journal import HOME
 from tests.chaos.plan import BATCHERS, DEADLINE, KIND, socket_of
-from ubatch import ProcessExecutor, UBatch
-from ubatch.flask import init_app
+from ubatch import BackendError, ProcessExecutor, UBatch
+from ubatch.flask import answer, init_app
 
 SHARED: Any = "hub_threadpool"
 """A pool that others use too: under gevent the look-ups of names do."""
@@ -59,6 +59,13 @@ calls: dict[str, Callable[[Item], str]] = {
 
 app = Flask(__name__)
 init_app(app)
+
+
+@app.errorhandler(BackendError)
+def tell_all(error: BackendError) -> Any:
+    """Say what was lost: the ledger is told what others are not."""
+    body, status, headers = answer(error)
+    return {**body, "message": str(error)}, status, headers
 
 
 @app.get("/")
