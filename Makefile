@@ -45,6 +45,8 @@ PATCHED := $(PLAIN) --patched
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "PYTHON=/path/to/python3 has any of them use that Python, 3.10 or later"
 
 run: port-free venv-examples  ## serve the digits on 127.0.0.1:8000 (PORT=, WORKERS=, MODEL=process change it)
 	@echo "training the digits model, unless it is there ..."; $(PY) $(DIGITS)/model.py
@@ -110,7 +112,7 @@ chaos: venv-test  ## let everything befall a gunicorn under load for SECONDS=60,
 soak: venv-test  ## call for MINUTES=10, on greenlets and on threads, and see whether anything grows
 	@$(PY) -m tests.soak --minutes $(MINUTES)
 
-bench: venv-bench  ## measure beside other batchers, once they are installed below .bench: 15 minutes (NAME=, REPEATS=)
+bench: venv-bench  ## measure beside other batchers, which it installs below .bench: 15 minutes after that (NAME=, REPEATS=)
 	@$(PY) $(BENCH) $(NAME) --repeats $(REPEATS)
 
 dist: venv-dev  ## build the wheel and the sdist into dist/, and try each in an empty environment

@@ -19,7 +19,12 @@ from ubatch.policy import LINGERS
 from ubatch.ubatch import UBatch
 from ubatch.wire import LARGEST_FRAME, Kind, WireError
 
-FRAME = "that a client may send at once (%(default)s)"
+SOCKET = "where to listen: PATH or unix:PATH"
+PROCESSES = "model processes; each runs one batch at a time (%(default)s)"
+LINGER = "when to close a batch (%(default)s)"
+ISOLATE = "isolate: run a failed batch again in halves (%(default)s)"
+FRAME = "most bytes in one message of a client (%(default)s)"
+GRACE = "seconds to answer what was accepted, after SIGTERM (%(default)s)"
 
 PATIENCE = 5.0
 """Seconds within which a server has to tell how it is."""
@@ -42,19 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     add = serve.add_argument
     add("factory", help="package.module:factory, which returns the handler")
-    add("--socket", required=True, metavar="PATH", help="where to listen")
+    add("--socket", required=True, metavar="PATH", help=SOCKET)
     add("--max-size", type=int, default=64, help="calls in a batch (%(default)s)")
     add("--timeout", type=float, default=0.01, help="seconds to linger (%(default)s)")
-    add("--processes", type=int, default=1, help="batches at once (%(default)s)")
-    add("--linger", choices=LINGERS, default="adaptive", help="(%(default)s)")
+    add("--processes", type=int, default=1, help=PROCESSES)
+    add("--linger", choices=LINGERS, default="adaptive", help=LINGER)
     add("--max-pending", type=int, help="calls that may wait (no limit)")
     add("--deadline", type=float, help="seconds for calls that have none (no limit)")
-    add("--on-error", choices=ON_ERROR, default="fail", help="(%(default)s)")
+    add("--on-error", choices=ON_ERROR, default="fail", help=ISOLATE)
     add("--handler-timeout", type=float, help="seconds for a batch (no limit)")
     add("--retry", action="store_true", help="run again, once, what a lost process had")
     add("--max-frame", type=int, default=LARGEST_FRAME, metavar="BYTES", help=FRAME)
-    add("--grace", type=float, default=30.0, help="seconds to end in (%(default)s)")
-    add("--with-parent", type=int, metavar="PID", help="end when that parent does")
+    add("--grace", type=float, default=30.0, help=GRACE)
+    add("--with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
     status = commands.add_parser("status", help="tell how a server is, as JSON")
     status.add_argument("socket", metavar="PATH", help="where it listens")
     status.set_defaults(run=_status)

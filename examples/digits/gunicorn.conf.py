@@ -25,7 +25,12 @@ bind = f"{os.environ.get('HOST', '127.0.0.1')}:{port}"
 
 # With MODEL=process the model lives once, in a process beside the workers, and batches
 # are made of what all of them ask for; app.py is told where.
-if os.environ.get("MODEL", "worker") == "process":
+place = os.environ.get("MODEL", "worker")
+if place not in ("worker", "process"):
+    raise SystemExit(
+        f"MODEL={place!r} is no place for the model; use worker or process"
+    )
+if place == "process":
     home = Path(tempfile.gettempdir(), f"ubatch-digits-{os.getuid()}-{port}")
     os.environ["MODEL_SOCKET"] = str(home / "model.sock")
     on_starting, on_reload, on_exit = hooks.serve(
@@ -41,7 +46,10 @@ worker_class = "gevent"
 
 # Processes. Each has its own model and its own batches, so more of them than cores
 # only make the batches smaller; with MODEL=process they share both.
-workers = int(os.environ.get("WORKERS", "1"))
+wanted = os.environ.get("WORKERS", "1")
+if not wanted.isdecimal() or int(wanted) < 1:
+    raise SystemExit(f"WORKERS={wanted!r} is no number of workers; use 1, 2, 3 ...")
+workers = int(wanted)
 
 # Each worker imports the app after it was patched for gevent. With True the master
 # imports it once, before; ubatch works either way, as it starts nothing at import.
