@@ -121,7 +121,7 @@ PASSED = replace(
 AHEAD = replace(
     REFUSED,
     name="e",  # which no handler got
-    message="shared: given up 0.1 s before the call's deadline of 1 seconds, since it",
+    message="shared: given up 0.1 s before the call's deadline of 1 seconds: none of",
 )
 OVERRUN = replace(
     REFUSED,

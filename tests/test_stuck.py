@@ -251,9 +251,9 @@ def test_a_stuck_handler_is_logged_once(
         world.until(lambda: caplog.messages)
         end(world, ub, handler)
     assert 1 == ub.stats().stuck_total
-    (message,) = [one for one in caplog.messages if "(stuck: 1" in one]
-    assert message.startswith("sticky: the handler has run for 0.2 s on a batch of 1")
-    assert message.endswith("(stuck: 1, still at work or to be had: 1)")
+    (message,) = [one for one in caplog.messages if "workers stuck: 1" in one]
+    assert message.startswith("sticky: the handler has run for 0.2 s, its handler_")
+    assert message.endswith("(workers stuck: 1, still at work or to be had: 1)")
 
 
 def test_a_handler_in_time_is_left_alone(world: World) -> None:

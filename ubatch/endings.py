@@ -166,8 +166,10 @@ class Endings:
             if now < at:
                 message = (
                     f"given up {at - now:.2g} s before the call's deadline of "
-                    f"{seconds:g} seconds, since the handler takes longer than that"
+                    f"{seconds:g} seconds: none of the handler's last runs was as short"
                 )
+            elif not self._collector.life.started:
+                message += "; start() has not been called"
             error = DeadlineExceeded(f"{self._name}: {message}")
             alone = not isinstance(caller, Future)  # whose result() may be asked twice
             told.append((caller, Failure(error, alone)))
@@ -270,7 +272,8 @@ class Endings:
         tell(
             logger,
             logging.ERROR,
-            "%s: the handler has run for %g s on a batch of %d calls; %d that still "
-            "waited are given up (stuck: %d, still at work or to be had: %d)",
+            "%s: the handler has run for %g s, its handler_timeout, on a batch of %d "
+            "calls; the %d that still waited get DeadlineExceeded (workers stuck: %d, "
+            "still at work or to be had: %d)",
             *(self._name, *figures),
         )

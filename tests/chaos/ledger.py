@@ -44,7 +44,7 @@ STUCK = "every worker "
 PASSED = re.compile(r"no result within the call's deadline of (\S+) seconds")
 OVERRUN = "the handler has run for handler_timeout="
 AHEAD = re.compile(
-    r"given up (\S+) s before the call's deadline of (\S+) seconds, since"
+    r"given up (\S+) s before the call's deadline of (\S+) seconds: none"
 )
 ROUNDED = 1.05
 """How much more than it says the time left of one that is given up ahead may be."""
