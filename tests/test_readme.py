@@ -39,9 +39,9 @@ def every_snippet(snippets: list[str]) -> dict[str, Any]:
     server = WSGIServer(("127.0.0.1", 0), upstream, log=None)
     server.start()
     address = f"http://127.0.0.1:{server.server_port}/predict"
-    shown: dict[str, Any] = {"UPSTREAM": address, "print": lambda *_: None}
-    shown["__name__"] = __name__
+    shown: dict[str, Any] = {"__name__": __name__, "print": lambda *_: None}
     for snippet in snippets:
+        snippet = snippet.replace("http://upstream/predict", address)
         exec(compile(snippet, "README.rst", "exec"), shown)
 
     shown["app"].add_url_rule("/full", view_func=lambda: shown["full"]())
