@@ -595,6 +595,31 @@ def test_who_stops_reading_is_dropped(tmp_path: Path) -> None:
         assert not server.noise()
 
 
+def test_who_stops_in_the_middle_of_a_frame_is_dropped(tmp_path: Path) -> None:
+    """It gets no memory for what it only speaks of, and nobody else waits for it."""
+    size = 1 << 30
+    with ModelServer(tmp_path, stalled=1.0) as server, ExitStack() as stack:
+        other, half = (stack.enter_context(Raw(server.path)) for _ in range(2))
+        other.hello()
+        half.hello()
+        header = HEADER.pack(MAGIC, VERSION, Kind.CALLS, 1, 1, size)
+        half.throw(header + pack_struct("<Q", size))
+        memory: list[int] = []
+
+        def dropped() -> bool:
+            memory.append(server.status()["memory_bytes"])
+            other.ask(len(memory), ["other"])
+            assert ["other"] == other.answers(1)[0]["row"]
+            return "has said nothing for 1.0 seconds, in the middle" in server.log
+
+        server.until(dropped)
+        assert half.ended() is None
+        assert max(memory) < 100 << 20
+        (line,) = server.lines("WARNING")
+        assert f"client {os.getpid()} is dropped: the other side" in line
+        assert not server.noise()
+
+
 def test_who_floods_the_server_does_not_hold_it(tmp_path: Path) -> None:
     """Others are served while one client sends as fast as it can."""
     with ModelServer(tmp_path) as server, ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from _socket import socket, socketpair
@@ -18,7 +19,7 @@ from hypothesis import strategies as some
 from tests.fakes import NativeCaller
 from ubatch import backends
 from ubatch.backends.native import wait_for
-from ubatch.channel import AHEAD, Channel
+from ubatch.channel import AHEAD, AT_ONE_GO, Channel
 from ubatch.parcel import (
     Answers,
     Done,
@@ -36,6 +37,7 @@ from ubatch.parcel import (
     write_done,
     write_work,
 )
+from ubatch.server import memory_of
 from ubatch.wire import (
     HEADER,
     IN_BAND,
@@ -247,6 +249,83 @@ def test_who_takes_or_says_nothing_is_not_waited_for(pair: Pair) -> None:
         channel.receive(timeout=0.01)
     with pytest.raises(TimeoutError, match="has taken nothing for 0.01 seconds"):
         channel.send(Kind.JOB, 0, None, [bytes(1000)] * 1000, timeout=0.01)
+
+
+HALF = frame_of(b"[1,[[]]]", bytes(2 * AHEAD))
+
+
+@pytest.mark.parametrize("sent", [1, HEADER.size, HEADER.size + 9, 40, AHEAD, -1])
+def test_who_stops_in_the_middle_of_a_frame_is_not_waited_for(sent: int) -> None:
+    """Longer than is said, though a frame may begin whenever it likes."""
+    waited: list[float | None] = []
+
+    def wait(fd: int, write: bool = False, timeout: float | None = None) -> bool:
+        waited.append(timeout)
+        if timeout is None:
+            theirs.sendall(HALF[:sent])
+        return timeout is None
+
+    ours, theirs = socketpair()
+    channel = Channel(ours, wait, stalled=0.01)
+    with pytest.raises(TimeoutError, match="nothing for 0.01 seconds, in the middle"):
+        channel.receive()
+    assert [None, 0.01] == [timeout for timeout in waited if timeout != 0]
+    channel.close()
+    theirs.close()
+
+
+def test_what_came_in_time_is_taken_though_nobody_looked() -> None:
+    """It may be the receiver that stood still until its time was over."""
+
+    def wait(fd: int, write: bool = False, timeout: float | None = None) -> bool:
+        theirs.sendall(frame_of(b"[1,[[]]]"))
+        return False
+
+    ours, theirs = socketpair()
+    channel = Channel(ours, wait)
+    frame = channel.receive(timeout=0.01)
+    assert frame is not None and 1 == frame.head
+    channel.close()
+    theirs.close()
+
+
+def test_what_has_not_come_takes_no_memory() -> None:
+    """Whoever says that 1 GiB will come has not sent it yet."""
+    size = 1 << 30
+    grown: list[int] = []
+
+    def wait(fd: int, write: bool = False, timeout: float | None = None) -> bool:
+        grown.append((memory_of(os.getpid()) or 0) - before)
+        return False
+
+    ours, theirs = socketpair()
+    channel = Channel(ours, wait, largest=size)
+    header = HEADER.pack(MAGIC, VERSION, Kind.CALLS, 1, 1, size)
+    theirs.sendall(header + struct.pack("<Q", size) + b"[")
+    before = memory_of(os.getpid()) or 0
+    with pytest.raises(TimeoutError):
+        channel.receive(timeout=0.01)
+    assert grown and max(grown) < 2 * AT_ONE_GO
+    channel.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("size", [AT_ONE_GO, AT_ONE_GO + 1, 3 * AT_ONE_GO + 5])
+def test_large_parts_may_come_over_the_socket(size: int) -> None:
+    """Whole, between small ones, and they may be written to."""
+    ours, theirs = socketpair()
+    channel = Channel(ours, wait_for)
+    large = Random(size).randbytes(size)
+    sender = NativeCaller(theirs.sendall, frame_of(b"[1,[[]]]", b"a", large, b"z"))
+    frame = channel.receive(timeout=20.0)
+    sender.result()
+    assert frame is not None and [b"a", large, b"z"] == frame.parts
+    array = numpy.frombuffer(frame.parts[1], numpy.uint8)
+    del frame
+    channel.close()
+    array[-1] ^= 1
+    assert large[:-1] + bytes([large[-1] ^ 1]) == array.tobytes()
+    theirs.close()
 
 
 def test_who_waits_for_an_answer_lets_others_run_first() -> None:

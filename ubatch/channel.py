@@ -8,6 +8,7 @@ whose threads are two more to be woken each way.
 
 from __future__ import annotations
 
+import mmap
 import os
 from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from ubatch.wire import (
 
 AHEAD = 64 * 1024
 """Bytes to read at once; a frame that is smaller takes one system call."""
+
+AT_ONE_GO = 8 << 20
+"""Bytes of a part, at most, for which there is memory before they come."""
 
 PAUSE_EVERY = 0.001
 """Seconds after which whoever sends or receives without having to wait lets others run:
@@ -65,15 +69,22 @@ class Channel:
         wait_for: How to wait; None where nothing else is to run meanwhile, and nothing
             is to be waited for with a timeout: the socket blocks, and saves 15 us.
         largest: Bytes of a frame that may come.
+        stalled: Seconds until more of a frame that has begun must have come, each
+            time; as long as for its beginning, if not given.
     """
 
     def __init__(
-        self, sock: socket, wait_for: WaitFor | None, largest: int = LARGEST_FRAME
+        self,
+        sock: socket,
+        wait_for: WaitFor | None,
+        largest: int = LARGEST_FRAME,
+        stalled: float | None = None,
     ) -> None:
         sock.setblocking(wait_for is None)
         self._epoch = process.epoch
         self.largest_sent = LARGEST_FRAME  # what the other side takes
         self._largest = largest
+        self._stalled = stalled
         self._sock = sock
         self._fd = sock.fileno()
         self._writer: socket | None = None  # the same, for who waits to write
@@ -148,13 +159,16 @@ class Channel:
         """
         if self._stop > self._start:  # it goes on without having had to wait
             self._maybe_pause()
-        if not self._fill(HEADER.size, timeout):
-            if self._start == self._stop:
-                return None
-            raise WireError("a frame that ends too early")
-        opened = decode_header(self._take(HEADER.size), self._largest)
-        sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
-        first, *parts = [self._take(size, timeout) for size in sizes]
+        if not self._fill(1, timeout):
+            return None
+        if self._stalled is not None:
+            timeout = self._stalled
+        try:
+            opened = decode_header(self._take(HEADER.size, timeout), self._largest)
+            sizes = decode_sizes(self._take(8 * opened.parts, timeout), opened)
+            first, *parts = [self._take(size, timeout) for size in sizes]
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}, in the middle of a frame") from None
         head, note = decode_first(first)
         return Frame(opened.kind, opened.ident, head, self._shared.get(note, parts))
 
@@ -198,7 +212,7 @@ class Channel:
             self._stop += count
         return True
 
-    def _take(self, size: int, timeout: float | None = None) -> bytearray:
+    def _take(self, size: int, timeout: float | None) -> Part:
         """Take *size* bytes of a frame that has begun.
 
         What is larger than the buffer is read to where it will stay.
@@ -208,7 +222,7 @@ class Channel:
                 raise WireError("a frame that ends too early")
             self._start += size
             return self._buffer[self._start - size : self._start]
-        part = bytearray(size)
+        part = _room(size)
         have = self._stop - self._start
         part[:have] = self._buffer[self._start : self._stop]
         self._start = self._stop = 0
@@ -221,6 +235,7 @@ class Channel:
         return part
 
     def _read(self, into: memoryview, timeout: float | None) -> int:
+        late = False
         while True:
             try:
                 # With no flag, a process that is started now would have them too.
@@ -232,10 +247,12 @@ class Channel:
                 self._maybe_pause()
                 return count
             except BlockingIOError:
-                if not self._wait(False, timeout):
+                if late:
                     raise TimeoutError(
                         f"the other side has said nothing for {timeout} seconds"
                     ) from None
+                # It may be this process that stood still: so it looks once more.
+                late = not self._wait(False, timeout)
                 self._paused = monotonic()
 
     def _maybe_pause(self) -> None:
@@ -258,6 +275,21 @@ class Channel:
             except OSError:  # too many files are open
                 return self._fd
         return self._writer.fileno()
+
+
+def _room(size: int) -> bytearray | memoryview:
+    """Return memory for a part, of which the size is all that has come yet.
+
+    The kernel gives large ones page by page, as they are written. A bytearray would be
+    filled with zeros first: whoever says "1 GiB" could stop a hub for seconds.
+    """
+    if size <= AT_ONE_GO:
+        return bytearray(size)
+    try:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return memoryview(mmap.mmap(-1, size, private))
+    except OSError as error:
+        raise WireError(f"a part of {size} bytes: {error}") from None
 
 
 def _drop(left: list[Part], sent: int) -> None:

@@ -167,7 +167,8 @@ class Server:
     def _serve(self, sock: socket) -> None:
         """Serve one client, until it is gone or has to go."""
         collector = self._collector
-        channel = Channel(sock, collector().backend.wait_for, self._largest)
+        wait_for = collector().backend.wait_for
+        channel = Channel(sock, wait_for, self._largest, STALLED)
         pid = 0
         try:
             pid = address.check_peer(sock)
