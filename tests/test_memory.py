@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import struct
 from _socket import SCM_RIGHTS, SOL_SOCKET, socketpair
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy
 import pytest
 
 from ubatch.backends.native import wait_for
 from ubatch.channel import Channel
-from ubatch.memory import FEW, SEGMENTS, WORTH
+from ubatch.memory import FEW, SEGMENTS, WORTH, Rights
 from ubatch.wire import Frame, Kind, Part, WireError
 
 LARGE = bytes(WORTH)
@@ -116,14 +118,83 @@ def test_a_larger_batch_gets_a_larger_segment(
     assert bytes(WORTH) == small[0].parts[0]
 
 
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Have no file be opened, as if too many were."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+TOO_MANY = f"process {os.getpid()} has too many files open; raise its RLIMIT_NOFILE"
+
+
+def test_who_has_too_many_files_open_is_told_so(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """Where the kernel cannot give it a segment; what needs none arrives before."""
+    ours, theirs = channels
+    ours.send(Kind.JOB, 1, "head", [b"small"])
+    ours.send(Kind.JOB, 2, "head", [LARGE])
+    with no_more_files():
+        frame = theirs.receive(timeout=5.0)
+        assert frame is not None and [b"small"] == frame.parts
+        with pytest.raises(WireError, match=TOO_MANY):
+            theirs.receive(timeout=5.0)
+
+
+def test_where_no_file_can_be_opened_the_socket_is_used(
+    channels: tuple[Channel, Channel],
+) -> None:
+    """By who would have to open one: what it sends arrives."""
+    with no_more_files():
+        assert not is_shared(pass_on(*channels, LARGE).parts[0])
+    assert is_shared(pass_on(*channels, LARGE).parts[0])
+
+
+def test_a_segment_is_not_taken_for_one_that_was_lost() -> None:
+    """Once one did not come, the next that does is of another frame."""
+    first, second = frame_with([[], 0, 4096, [0], [[0, 3]]]), frame_with([[]])
+    ours, theirs = socketpair()
+
+    def wait(fd: int, write: bool = False, timeout: float | None = None) -> bool:
+        full.close()
+        theirs.send(first[-1:])  # what is lacking, and what comes next with a file
+        theirs.sendmsg([second], rights_of([other]))
+        return True
+
+    lost, other = sealed(4096), sealed(4096)
+    theirs.sendmsg([first[:-1]], rights_of([lost]))
+    channel = Channel(ours, wait)
+    os.close(lost)
+    with ExitStack() as full, pytest.raises(WireError, match=TOO_MANY):
+        full.enter_context(no_more_files())
+        channel.receive()
+    os.close(other)
+    channel.close()
+    theirs.close()
+
+
+def frame_with(note: object) -> bytes:
+    """Return a frame with a note that nobody has checked."""
+    first = json.dumps([None, note]).encode()
+    header = struct.pack("<4sBBHIQ", b"ubat", 1, 6, 1, 0, len(first))
+    return header + struct.pack("<Q", len(first)) + first
+
+
+def rights_of(fds: list[int]) -> Rights:
+    return [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+
+
 def raw(note: object, fds: list[int] = []) -> Channel:
     """Return a channel to which a note has been sent that nobody has checked."""
     ours, theirs = socketpair()
-    first = json.dumps([None, note]).encode()
-    header = struct.pack("<4sBBHIQ", b"ubat", 1, 6, 1, 0, len(first))
-    data = header + struct.pack("<Q", len(first)) + first
-    rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
-    theirs.sendmsg([data], rights if fds else [])
+    theirs.sendmsg([frame_with(note)], rights_of(fds) if fds else [])
     theirs.close()
     return Channel(ours, wait_for, largest=1 << 20)
 

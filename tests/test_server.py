@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -33,6 +34,8 @@ from ubatch import (
     UBatch,
     address,
 )
+from ubatch.cli import FILES
+from ubatch.memory import WORTH
 from ubatch.parcel import pack_columns
 from ubatch.wire import HEADER, MAGIC, VERSION, Frame, Kind, encode
 
@@ -659,6 +662,37 @@ while True:
     if sent == 3:
         print("flooding", flush=True)
 """
+
+
+def test_a_server_may_have_as_many_files_as_it_can(tmp_path: Path) -> None:
+    """A shell's 1024 would not do for a host; and it goes no further than it may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        server = ModelServer(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with server:
+        limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    assert (min(before[1], FILES), before[1]) == limits
+
+
+def test_who_has_no_file_left_for_a_segment_says_so(tmp_path: Path) -> None:
+    """To its log, and to the client whose call it was."""
+    with ModelServer(tmp_path) as server, Raw(server.path) as raw:
+        raw.hello()
+        files = {int(fd) for fd in os.listdir(f"/proc/{server.pid}/fd")}
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        lowest = min(set(range(len(files) + 1)) - files)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (lowest, hard))
+        raw.ask(1, ["small"])
+        assert ["small"] == raw.answers(1)[0]["row"]
+        raw.ask(2, [bytes(WORTH)])
+        why = f"process {server.pid} has too many files open; raise its RLIMIT_NOFILE"
+        assert why in str(raw.ended())
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        server.until(lambda: why in server.log)
+        assert not server.noise()
 
 
 # The socket

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from _socket import MSG_CMSG_CLOEXEC, SHUT_RDWR, socket
+from _socket import MSG_CMSG_CLOEXEC, MSG_CTRUNC, SHUT_RDWR, socket
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -239,11 +239,11 @@ class Channel:
         while True:
             try:
                 # With no flag, a process that is started now would have them too.
-                count, more, _, _ = self._sock.recvmsg_into(
+                count, more, flags, _ = self._sock.recvmsg_into(
                     [into], ROOM, MSG_CMSG_CLOEXEC
                 )
-                if more:
-                    self._shared.keep(more)
+                if more or flags & MSG_CTRUNC:
+                    self._shared.keep(more, lost=bool(flags & MSG_CTRUNC))
                 self._maybe_pause()
                 return count
             except BlockingIOError:

@@ -6,8 +6,10 @@ import argparse
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ubatch import address, options
@@ -25,6 +27,10 @@ LINGER = "when to close a batch (%(default)s)"
 ISOLATE = "isolate: run a failed batch again in halves (%(default)s)"
 FRAME = "most bytes in one message of a client (%(default)s)"
 GRACE = "seconds to answer what was accepted, after SIGTERM (%(default)s)"
+
+FILES = 1 << 20
+"""That a server may have open, if it may say so itself. Some programs that a model may
+start try to close every number there could be: more than that would take seconds."""
 
 PATIENCE = 5.0
 """Seconds within which a server has to tell how it is."""
@@ -83,6 +89,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     path = address.path_of(chosen.socket, scheme=False)
+    _allow_files()
     executor = ForwardingExecutor(chosen.factory, chosen.processes, retry=chosen.retry)
     batcher: UBatch[Any, Any] = UBatch(
         chosen.max_size,
@@ -99,6 +106,15 @@ def _serve(chosen: argparse.Namespace) -> int:
     grace = options.seconds("grace", chosen.grace)
     Server(executor, path, batcher, largest=largest, grace=grace).run()
     return 0
+
+
+def _allow_files() -> None:
+    """Have as many files as this user may: a shell's 1024 are few for a host."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # then it is as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _status(chosen: argparse.Namespace) -> int:

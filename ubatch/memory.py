@@ -57,6 +57,7 @@ class Shared:
         self._outgoing = Outgoing()
         self._incoming = Incoming()
         self._fds: deque[int] = deque()  # that came, and no frame has spoken of yet
+        self._lost = False  # the kernel had no number for one that came
 
     def put(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], Rights]:
         """Put large parts into memory that both ends have.
@@ -100,8 +101,13 @@ class Shared:
             raise WireError("a frame whose memory makes no sense") from error
         return parts
 
-    def keep(self, rights: Rights) -> None:
-        """Keep the descriptors that came, until frames speak of them."""
+    def keep(self, rights: Rights, lost: bool = False) -> None:
+        """Keep the descriptors that came, until frames speak of them.
+
+        Args:
+            lost: There were more, which the kernel did not give to this process.
+        """
+        self._lost = self._lost or lost
         self._fds += _descriptors(rights)
         while len(self._fds) > FEW:
             os.close(self._fds.pop())
@@ -112,6 +118,12 @@ class Shared:
             os.close(self._fds.pop())
 
     def _open(self, number: int, size: int) -> None:
+        # Not the next one: after one that was lost, that is of another frame.
+        if self._lost:
+            raise WireError(
+                f"a segment of memory that did not come: process {os.getpid()} has too "
+                "many files open; raise its RLIMIT_NOFILE (ulimit -n)"
+            )
         if not self._fds:
             raise WireError("a segment of memory that did not come")
         fd = self._fds.popleft()
