@@ -11,12 +11,15 @@ from _socket import SCM_RIGHTS, SOL_SOCKET, socketpair
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import gevent
 import numpy
 import pytest
 
+from tests.forcing import Struck, strike
+from ubatch import backends
 from ubatch.backends.native import wait_for
 from ubatch.channel import Channel
-from ubatch.memory import FEW, SEGMENTS, WORTH, Rights
+from ubatch.memory import FEW, SEGMENTS, SLICE, WORTH, Outgoing, Rights
 from ubatch.wire import Frame, Kind, Part, WireError
 
 LARGE = bytes(WORTH)
@@ -116,6 +119,69 @@ def test_a_larger_batch_gets_a_larger_segment(
     frame = pass_on(ours, theirs, large)
     assert is_shared(frame.parts[0]) and large == frame.parts[0]
     assert bytes(WORTH) == small[0].parts[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pauses"),
+    [
+        ([WORTH], 0),
+        ([SLICE], 0),
+        ([SLICE + 1], 1),
+        ([5 * SLICE + 7], 5),
+        ([5, SLICE, SLICE - 1, 0, 1], 1),
+        ([SLICE // 8] * 33, 4),
+    ],
+)
+def test_much_is_copied_with_pauses(sizes: list[int], pauses: int) -> None:
+    """However many parts it is in; and all of it is where it is said to be."""
+    paused: list[None] = []
+    parts = [os.urandom(size) for size in sizes]
+    outgoing = Outgoing()
+    put = outgoing.put(parts, lambda: paused.append(None))
+    assert put is not None and put.fd is not None
+    found = [os.pread(put.fd, size, at) for at, size in put.places]
+    os.close(put.fd)
+    assert parts == found
+    assert pauses == len(paused)
+
+
+def test_others_run_while_a_large_array_is_sent() -> None:
+    """Copying it would else keep a hub from all others, until the last byte."""
+    ours, theirs = socketpair()
+    backend, _ = backends.load("gevent")
+    sender, receiver = Channel(ours, backend.wait_for), Channel(theirs, wait_for)
+    ran: list[str] = []
+    gevent.spawn(ran.append, "another")
+
+    sender.send(Kind.JOB, 1, None, [bytes(64 * SLICE)])
+
+    assert ["another"] == ran
+    frame = receiver.receive(timeout=5.0)
+    assert frame is not None and is_shared(frame.parts[0])
+    sender.close(), receiver.close()
+
+
+def test_what_was_not_copied_to_the_end_leaves_nothing() -> None:
+    """Whoever is killed in a pause leaves no file, and the segment can be used."""
+    outgoing = Outgoing()
+    files = len(os.listdir("/proc/self/fd"))
+    first = outgoing.put([LARGE], strike)
+    assert first is not None and first.fd is not None
+    os.close(first.fd)
+    outgoing.free([first.number])
+    kept = len(os.listdir("/proc/self/fd"))
+    for _ in range(2 * SEGMENTS):
+        with pytest.raises(Struck):
+            outgoing.put([bytes(SLICE), LARGE], strike)
+    assert len(os.listdir("/proc/self/fd")) <= kept
+    puts = [outgoing.put([LARGE], strike) for _ in range(SEGMENTS)]
+    assert list(range(SEGMENTS)) == sorted(put.number for put in puts if put)
+    for put in puts:
+        assert put is not None and put.fd is not None, "its reader has not got it"
+        os.close(put.fd)
+    del outgoing
+    gc.collect()
+    assert files == len(os.listdir("/proc/self/fd"))
 
 
 @contextmanager

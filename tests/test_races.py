@@ -613,7 +613,7 @@ def test_race_reaped(threads: World) -> None:
 def test_race_handed_out() -> None:
     """Memory that is being handed out is not used again."""
     outgoing, incoming = Outgoing(), Incoming()
-    put = outgoing.put([bytes(WORTH)])
+    put = outgoing.put([bytes(WORTH)], lambda: None)
     assert put is not None and put.fd is not None
     incoming.open(put.number, put.size, put.fd)
     os.close(put.fd)

@@ -94,6 +94,7 @@ class Channel:
         self._start = self._stop = 0  # what of it has been read, and not taken
         self._shared = Shared(largest)
         self._paused = monotonic()  # when the receiver last let others run
+        self._sending = self._paused  # since when the sender has not
 
     def send(
         self,
@@ -114,7 +115,8 @@ class Channel:
             WireError: The frame is too large.
         """
         self._check_size(kind, parts)
-        note, parts, rights = self._shared.put(parts)
+        self._sending = monotonic()
+        note, parts, rights = self._shared.put(parts, self._maybe_pause_sending)
         try:
             pieces = encode(kind, ident, head, parts, note)
             self._check_size(kind, pieces)  # the other side counts the head, too
@@ -130,11 +132,9 @@ class Channel:
             )
 
     def _send(self, left: list[Part], rights: Rights, timeout: float | None) -> None:
-        paused = monotonic()
+        self._sending = monotonic()
         while left:
-            if monotonic() - paused > PAUSE_EVERY:
-                self._wait(True, 0.0)
-                paused = monotonic()
+            self._maybe_pause_sending()
             try:
                 sent = self._sock.sendmsg(left[:AT_ONCE], rights)
                 rights = []  # they went with the first byte
@@ -259,6 +259,11 @@ class Channel:
         if monotonic() - self._paused > PAUSE_EVERY:
             self._wait(False, 0.0)
             self._paused = monotonic()
+
+    def _maybe_pause_sending(self) -> None:
+        if monotonic() - self._sending > PAUSE_EVERY:
+            self._wait(True, 0.0)
+            self._sending = monotonic()
 
     def _wait(self, write: bool, timeout: float | None) -> bool:
         if self._wait_for is None:

@@ -14,7 +14,7 @@ import mmap
 import os
 from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -38,6 +38,10 @@ WORTH = 128 * 1024
 SEGMENTS = 4
 """Of one sender, at most; what finds none free goes over the socket."""
 
+SLICE = 1 << 20
+"""Bytes to copy before others may run. Into memory that is new, 300 MB were seen to
+take more than a second."""
+
 LINE = 64
 """Bytes; where arrays may begin."""
 
@@ -59,16 +63,23 @@ class Shared:
         self._fds: deque[int] = deque()  # that came, and no frame has spoken of yet
         self._lost = False  # the kernel had no number for one that came
 
-    def put(self, parts: Sequence[Part]) -> tuple[Note, Sequence[Part], Rights]:
+    def put(
+        self, parts: Sequence[Part], pause: Callable[[], object]
+    ) -> tuple[Note, Sequence[Part], Rights]:
         """Put large parts into memory that both ends have.
+
+        Args:
+            pause: May let others run; called now and then while much is copied.
 
         Returns:
             What to tell of that, and of what can be used again; the parts that are
             left to be sent; and the descriptor of a new segment.
         """
-        note: Note = [self._incoming.done()]
         large = [at for at, part in enumerate(parts) if len(part) >= IN_BAND]
-        put = self._outgoing.put([parts[at] for at in large]) if large else None
+        put = None
+        if large:
+            put = self._outgoing.put([parts[at] for at in large], pause)
+        note: Note = [self._incoming.done()]
         if put is None:
             return note, parts, []
         note += [put.number, None if put.fd is None else put.size, large, put.places]
@@ -121,8 +132,8 @@ class Shared:
         # Not the next one: after one that was lost, that is of another frame.
         if self._lost:
             raise WireError(
-                f"a segment of memory that did not come: process {os.getpid()} has too "
-                "many files open; raise its RLIMIT_NOFILE (ulimit -n)"
+                f"a segment of memory that did not come (process {os.getpid()} has too "
+                "many files open; raise its RLIMIT_NOFILE, which is ulimit -n)"
             )
         if not self._fds:
             raise WireError("a segment of memory that did not come")
@@ -158,10 +169,16 @@ class Outgoing:
         self._segments: list[mmap.mmap | None] = [None] * SEGMENTS
         self._free: set[int] = set(range(SEGMENTS))
 
-    def put(self, parts: Sequence[Part]) -> Put | None:
-        """Copy parts into a segment; None if none is free, or they are not worth it."""
-        sizes = [len(part) for part in parts]
-        needed = sum(-(-size // LINE) * LINE for size in sizes)
+    def put(self, parts: Sequence[Part], pause: Callable[[], object]) -> Put | None:
+        """Copy parts into a segment; None if none is free, or they are not worth it.
+
+        While it lets others run, the segment is in nobody else's hands: it is not free,
+        and its reader has not been told of it.
+        """
+        needed, places = 0, []
+        for part in parts:
+            places.append((needed, len(part)))
+            needed += -(-len(part) // LINE) * LINE
         if needed < WORTH or not hasattr(os, "memfd_create"):
             return None
         number, fd = self._take(needed)
@@ -169,11 +186,13 @@ class Outgoing:
             return None
         segment = self._segments[number]
         assert segment is not None
-        offset, places = 0, []
-        for part, size in zip(parts, sizes):
-            segment[offset : offset + size] = part
-            places.append((offset, size))
-            offset += -(-size // LINE) * LINE
+        try:
+            _copy(parts, places, segment, pause)
+        except BaseException:  # who sends was killed meanwhile
+            if fd is not None:
+                os.close(fd)
+            self.free([~number])
+            raise
         return Put(number, len(segment), places, fd)
 
     def free(self, numbers: list[int]) -> None:
@@ -274,6 +293,25 @@ class Incoming:
         for number, _ in done:
             del self._read[number]
         return [number if at == process.forks else ~number for number, at in done]
+
+
+def _copy(
+    parts: Sequence[Part],
+    places: Sequence[tuple[int, int]],
+    segment: mmap.mmap,
+    pause: Callable[[], object],
+) -> None:
+    """Copy parts to their places in a segment, with pauses."""
+    left = SLICE
+    for part, (offset, size) in zip(parts, places):
+        for at in range(0, size, SLICE):
+            if left <= 0:
+                pause()
+                left = SLICE
+            piece = part if size <= SLICE else memoryview(part)[at : at + SLICE]
+            start, length = offset + at, len(piece)
+            segment[start : start + length] = piece
+            left -= length
 
 
 def _make(needed: int) -> tuple[mmap.mmap, int]:
