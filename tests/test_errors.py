@@ -10,6 +10,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,59 @@ def test_the_handlers_error_keeps_its_class(world: World, executor: Any) -> None
     assert caught.value is not error
     assert 7 == caught.value.code
     assert "why" == str(caught.value.__cause__)
+
+
+@dataclass(frozen=True)
+class TooLong(Exception):
+    """An error whose class lets nobody set an attribute."""
+
+    limit: int
+
+
+@pytest.mark.parametrize("executor", ["threadpool", "inline"])
+@pytest.mark.parametrize("raised", [True, False], ids=["raised", "returned"])
+def test_an_error_that_lets_nobody_change_it_is_like_others(
+    world: World, executor: Any, raised: bool
+) -> None:
+    """Each caller has a copy, with the traceback; good calls are answered."""
+    cause = LookupError("why")
+
+    def handler(items: list[int]) -> list[Any]:
+        if raised:
+            raise TooLong(5) from cause
+        return [TooLong(item) if item else item for item in items]
+
+    with UBatch(
+        *(3, 60.0),
+        handler=handler,
+        backend=world.backend,
+        executor=executor,
+        linger="full",
+    ) as ub:
+        calls = [ub.submit(item) for item in (0, 5, 0)]
+        errors: list[Any] = [call.exception(20) for call in calls]
+    failed = errors if raised else errors[1:2]
+    assert [TooLong(5)] * len(failed) == failed
+    assert raised or [0, None, 0] == [calls[0].result(), errors[2], calls[2].result()]
+    assert len(failed) == len({id(error) for error in failed})
+    for error in failed if raised else ():
+        assert error.__cause__ is cause
+        assert "handler" == traceback.extract_tb(error.__traceback__)[-1].name
+
+
+def test_an_error_whose_slots_cannot_be_set_is_copied(world: World) -> None:
+    """What a class keeps in slots is copied past it, too."""
+
+    @dataclass(frozen=True)
+    class Slotted(Exception):
+        __slots__ = ("limit",)
+        limit: int
+
+    with UBatch(
+        2, 60.0, handler=raising(Slotted(5)), backend=world.backend, linger="full"
+    ) as ub:
+        mine, other = (call.exception(20) for call in [ub.submit(1), ub.submit(2)])
+    assert mine == other == Slotted(5) and mine is not other
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take no notes")

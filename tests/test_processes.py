@@ -319,11 +319,33 @@ def test_errors_of_any_kind_arrive(site: Site, do: Any, kind: Any, text: str) ->
     assert {ub.ubatch(call(os.getpid))} == before, "the process goes on"
 
 
+@pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
+def test_an_error_that_lets_nobody_change_it_arrives(site: Site, raised: bool) -> None:
+    """As itself, with its traceback; a good call beside one is answered."""
+    ub = site.batcher(obey, 3, 60.0, linger="full")
+    pid = together(ub, [call(os.getpid)] * 3)[0]
+    bad = call(models.raise_too_long if raised else models.TooLong, 5)
+    found = together(ub, [call(os.getpid), bad, call(os.getpid)])
+    too_long = models.TooLong(5)
+    assert ([too_long] * 3 if raised else [pid, too_long, pid]) == found
+    assert not raised or "in raise_too_long" in str(found[1].__cause__)
+    assert {pid} == site.pids()
+
+
 def test_an_error_that_resists_everything_is_told_of(site: Site) -> None:
     """It can be neither pickled nor shown; its caller is told its class."""
     ub = site.batcher(obey)
     with pytest.raises(RemoteError, match="models.Unprintable: an error that cannot"):
         ub.ubatch((models.Unprintable,))
+
+
+def test_an_exit_that_exits_when_it_is_shown_is_told_of(site: Site) -> None:
+    """The process goes on."""
+    ub = site.batcher(obey)
+    pid = ub.ubatch(call(os.getpid))
+    with pytest.raises(RemoteError, match="SystemExit: when it was shown"):
+        ub.ubatch(call(models.fail, models.ExitsWhenShown()))
+    assert pid == ub.ubatch(call(os.getpid))
 
 
 def test_an_error_whose_class_is_not_here_is_told_of(site: Site) -> None:
@@ -369,6 +391,86 @@ def test_an_item_that_cannot_be_sent_fails_alone(site: Site) -> None:
     first, second, *rest = together(ub, [1, OnlyIn(), 3, 4])
     assert [1, 3, 4] == [first, *rest] and isinstance(second, ImportError)
     assert 2 == ub.stats().batches_total
+
+
+@pytest.mark.parametrize(
+    "item, kind, text",
+    [
+        (models.ExitsWhenLoaded(), RemoteError, "SystemExit: when it was loaded"),
+        (models.ExitsWhenSent(), TypeError, "be sent .*SystemExit: when it was sent"),
+        (models.MuteWhenSent(), TypeError, "Mute: an error that cannot be shown"),
+    ],
+    ids=["exits there", "exits here", "mute"],
+)
+def test_an_odd_item_fails_alone(site: Site, item: Any, kind: Any, text: str) -> None:
+    """Whatever is raised to pickle or to load it, others and the process go on."""
+    ub = site.batcher(NAMED + "echo", 3, 60.0, linger="full")
+    assert [1, 2, 3] == ub.map([1, 2, 3])
+    before = site.pids()
+    first, second, third = together(ub, [1, item, 3])
+    assert [1, 3] == [first, third]
+    assert kind is type(second) and re.search(text, str(second))
+    assert [4, 5, 6] == ub.map([4, 5, 6]) and before == site.pids()
+
+
+@pytest.mark.concurrency
+def test_a_strand_that_is_killed_while_it_packs_ends(
+    hub: World, tmp_path: Path
+) -> None:
+    """That is not the item's fault, nor an answer; the next call has another one."""
+    site = Site(hub, tmp_path)
+    ub = site.batcher(NAMED + "echo", 2, 60.0, linger="full")
+    for lost in [ub.submit(item) for item in (1, models.KillsWhenSent())]:
+        with pytest.raises(BackendError, match="was killed from outside"):
+            lost.result(20)
+
+    def served() -> bool:
+        try:
+            return bool([3, 4] == ub.map([3, 4]))
+        except BackendError:  # it had not ended yet
+            return False
+
+    hub.until(served)
+    site.end()
+
+
+@pytest.mark.parametrize(
+    "make, kind, text",
+    [
+        (models.ExitsWhenSent, TypeError, "be sent .*SystemExit: when it was sent"),
+        (models.MuteWhenSent, TypeError, "Mute: an error that cannot be shown"),
+        (models.ExitsWhenTold, RemoteError, "ExitsWhenTold: an error that cannot"),
+        (models.NowAndThen, None, "0"),
+    ],
+    ids=["exits", "mute", "error", "now and then"],
+)
+def test_an_odd_result_fails_alone(site: Site, make: Any, kind: Any, text: str) -> None:
+    """Whatever is raised to pickle it; one that can be pickled once arrives."""
+    ub = site.batcher(obey, 3, 60.0, linger="full")
+    first, second, third = together(ub, [call(os.getpid), call(make), call(os.getpid)])
+    assert {first, third} == site.pids() and first == third
+    if kind is None:
+        assert 0 == second
+    else:
+        assert kind is type(second) and re.search(text, str(second))
+
+
+def test_arrays_beside_an_odd_result_arrive(site: Site) -> None:
+    """Small and large: what could not go with the others goes without them."""
+    ub = site.batcher(obey, 3, 60.0, linger="full")
+    sent = [numpy.arange(3), numpy.zeros(100_000)]
+    do = [*(call(models.same, each) for each in sent), call(models.give_lambda)]
+    *found, odd = together(ub, do)
+    assert isinstance(odd, TypeError)
+    assert all(numpy.array_equal(*pair) for pair in zip(sent, found, strict=True))
+
+
+def test_results_that_exit_when_they_are_loaded_are_errors(site: Site) -> None:
+    """What they raise here ends nothing, nor does one that has no text."""
+    ub = site.batcher(obey)
+    with pytest.raises(BadBatchOutput, match="SystemExit: when it was loaded"):
+        ub.ubatch((models.ExitsWhenLoaded,))
+    assert {ub.ubatch(call(os.getpid))} == site.pids()
 
 
 def test_a_result_that_cannot_be_sent_fails_alone(site: Site) -> None:

@@ -19,6 +19,7 @@ import numpy
 import psutil
 import pytest
 
+from tests.apps.models import ExitsWhenLoaded, ExitsWhenSent, TooLong
 from tests.children import FileGate, Program, not_on_libuv, once, run
 from tests.fakes import PATIENCE, GreenletCaller, World
 from tests.serving import ModelServer, Raw, Scripted, answer_all, greet, received
@@ -242,6 +243,20 @@ def test_errors_are_as_if_they_were_raised_here(world: World, tmp_path: Path) ->
         assert str(unknown[0]).endswith("code 7")
 
 
+def test_an_error_that_lets_nobody_change_it_arrives(
+    world: World, tmp_path: Path
+) -> None:
+    """As itself, for one call and for a batch; the others are answered."""
+    with here(world, tmp_path) as the:
+        good, bad, other = the.ub.map(
+            ["a", ["too long", 5], "b"], return_exceptions=True
+        )
+        assert (["a"], TooLong(5), ["b"]) == (row(good), bad, row(other))
+        error = refused(lambda: the.ub.ubatch(["raise too long", 6]), TooLong)
+        assert 6 == error.limit and "in _do" in str(error.__cause__)
+        assert ["c"] == row(the.ub.ubatch("c"))
+
+
 def test_what_cannot_be_sent_fails_alone(world: World, tmp_path: Path) -> None:
     """An item that no pickle takes, in either direction."""
     with here(world, tmp_path) as the:
@@ -251,6 +266,18 @@ def test_what_cannot_be_sent_fails_alone(world: World, tmp_path: Path) -> None:
         for place in 1, 3:
             assert TypeError is type(found[place])
             assert "cannot be sent to another process" in str(found[place])
+
+
+def test_what_exits_when_it_is_sent_fails_alone(world: World, tmp_path: Path) -> None:
+    """SystemExit as an item is pickled here, or loaded there, ends nothing."""
+    with here(world, tmp_path) as the:
+        the.ub.ubatch("a")
+        (model,) = the.server.models()
+        items = ["a", ExitsWhenSent(), "b", ExitsWhenLoaded(), "c"]
+        found = the.ub.map(items, return_exceptions=True)
+        assert [["a"], ["b"], ["c"]] == [row(found[place]) for place in (0, 2, 4)]
+        assert [TypeError, RemoteError] == [type(found[place]) for place in (1, 3)]
+        assert [model] == the.server.models()
 
 
 class OnlyHere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import FrameType, MemberDescriptorType, TracebackType
 from weakref import WeakKeyDictionary
 
@@ -126,6 +127,18 @@ class RemoteTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
+def ends_strand(error: BaseException) -> bool:
+    """Tell whether what was raised is no call's fault: a kill, or Ctrl-C."""
+    greenlet = sys.modules.get("greenlet")
+    killed = greenlet is not None and isinstance(error, greenlet.GreenletExit)
+    return killed or isinstance(error, KeyboardInterrupt)
+
+
+def set_on(error: BaseException, name: str, value: object) -> None:
+    """Set what any error has, such as its cause, on one whose class refuses that."""
+    vars(BaseException)[name].__set__(error, value)
+
+
 class Failure:
     """One exception and the traceback it arrived with, to be raised many times.
 
@@ -166,20 +179,19 @@ class Failure:
         """
         mine = self.error if self._alone else _duplicate(self.error)
         if mine is not self.error:
-            mine.__cause__ = self.error.__cause__
-            mine.__context__ = self.error.__context__
-            mine.__suppress_context__ = self.error.__suppress_context__
+            for name in ("__cause__", "__context__", "__suppress_context__"):
+                set_on(mine, name, getattr(self.error, name))
             notes = mine.__dict__.get("__notes__")
             if type(notes) is list:  # or what one caller adds, all of them show
                 mine.__dict__["__notes__"] = notes[:]
-        return mine.with_traceback(self._traceback)
+        return BaseException.with_traceback(mine, self._traceback)
 
 
 def _drop_our_frames(error: BaseException) -> TracebackType | None:
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    set_on(error, "__traceback__", traceback)
     return traceback
 
 
@@ -215,7 +227,7 @@ def _copy_without_init(error: BaseException) -> BaseException:
     mine = type(error).__new__(type(error), *error.args)
     mine.__dict__.update(error.__dict__)
     for name, value in _members(error).items():
-        setattr(mine, name, value)
+        object.__setattr__(mine, name, value)  # its class may refuse it
     return mine
 
 

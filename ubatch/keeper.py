@@ -21,6 +21,7 @@ from ubatch.parcel import (
     PackedError,
     Work,
     read_done,
+    text_of,
     unpack_error,
     write_work,
 )
@@ -285,7 +286,7 @@ class Keeper:
         if frame.kind is Kind.READY:
             return None
         error = unpack_error(PackedError(*unpack(frame.parts)))
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {text_of(error)}"
         trouble = BackendError(f"{self._name}: the factory failed: {text}")
         trouble.__cause__ = error.__cause__
         return trouble

@@ -30,6 +30,7 @@ from ubatch.parcel import (
     PackedError,
     Run,
     Work,
+    pack_each,
     pack_error,
     pack_results,
     read_work,
@@ -135,7 +136,7 @@ def _run(handler: Handler, work: Work) -> Done:
             answer = answer_apart if work.apart else answer_whole
             answered = Context().run(answer, job, always)
             failed = pack_error(answered.exit) if answered.exit else None
-    except Exception as error:
+    except BaseException as error:
         failed = pack_error(error)
     seconds = monotonic() - began
     if failed is not None:
@@ -165,7 +166,7 @@ def _open(
         found = [by_position[i] for i in range(len(args))]
         found += [by_name[name] for name in kwargs]
         picked = [[column[place] for place in run.places] for column in found]
-    except Exception as error:  # a class that is not to be had here
+    except BaseException as error:  # a class that is not to be had here, or SystemExit
         return pack_error(error)
     for column, more in zip((*args, *kwargs.values()), picked):
         column += more
@@ -185,18 +186,15 @@ def _pack(answers: list[Any]) -> Answers:
         answers[place] = None
     try:
         return Answers(pack_results(answers), errors)
-    except Exception:
-        for place, answer in enumerate(answers):
-            try:
-                pack(answer)
-            except Exception as error:
-                answers[place] = None
-                errors[place] = pack_error(_not_sent(answer, error))
-    return Answers(pack_results(answers), errors)
+    except BaseException:  # SystemExit too: it is a result's
+        results, odd = pack_each(answers)
+    for place, why in odd.items():
+        errors[place] = pack_error(_not_sent(answers[place], why))
+    return Answers(results, errors)
 
 
-def _not_sent(result: Any, error: Exception) -> TypeError:
+def _not_sent(result: Any, why: str) -> TypeError:
     kind = type(result).__name__
     return TypeError(
-        f"the handler's result, a {kind}, cannot be sent to another process: {error}"
+        f"the handler's result, a {kind}, cannot be sent to another process: {why}"
     )

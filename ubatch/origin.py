@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ubatch.batch import Job
-from ubatch.errors import BackendError, BadBatchOutput, Failure
+from ubatch.errors import BackendError, BadBatchOutput, Failure, ends_strand
 from ubatch.executors import Outcome
 from ubatch.parcel import (
     Answers,
@@ -14,6 +14,7 @@ from ubatch.parcel import (
     Run,
     Work,
     pack_columns,
+    text_of,
     unpack_error,
     unpack_results,
 )
@@ -104,15 +105,10 @@ class Found:
         if answers.results:
             try:
                 results = unpack_results(answers.results)
-            except Exception as error:
-                kind = type(error).__name__
-                self.refuse(
-                    calls,
-                    BadBatchOutput(
-                        "the handler's results cannot be loaded in this process: "
-                        f"{kind}: {error}"
-                    ),
-                )
+            except BaseException as error:
+                if ends_strand(error):
+                    raise
+                self.refuse(calls, _not_loaded(error))
                 return
         for call, pick in zip(calls, picks):
             packed = answers.errors.get(pick)
@@ -158,10 +154,16 @@ class Found:
 def pack_calls(job: Job, calls: Sequence[int], found: Found) -> Iterator[Sent]:
     """Pack some calls of a batch; one that cannot be packed is answered, alone."""
     some = job if len(calls) == job.size else job.pick(calls)
+    parcel: Sequence[Part] | None = None
     try:
-        yield Sent(pack_columns(some.args, some.kwargs), list(calls))
-    except Exception:
+        parcel = pack_columns(some.args, some.kwargs)
+    except BaseException as error:  # SystemExit too: it is an item's
+        if ends_strand(error):
+            raise
+    if parcel is None:
         yield from pack_alone(job, calls, found)
+    else:
+        yield Sent(parcel, list(calls))
 
 
 def pack_alone(job: Job, calls: Sequence[int], found: Found) -> Iterator[Sent]:
@@ -169,14 +171,27 @@ def pack_alone(job: Job, calls: Sequence[int], found: Found) -> Iterator[Sent]:
     for call in calls:
         one = job.pick([call])
         try:
-            yield Sent(pack_columns(one.args, one.kwargs), [call])
-        except Exception as error:
+            parcel = pack_columns(one.args, one.kwargs)
+        except BaseException as error:
+            if ends_strand(error):
+                raise
             found.refuse([call], _not_sent(error))
+        else:
+            yield Sent(parcel, [call])
 
 
-def _not_sent(error: Exception) -> TypeError:
+def _not_sent(error: BaseException) -> TypeError:
+    kind = type(error).__name__
     refused = TypeError(
-        f"the item cannot be sent to another process: {type(error).__name__}: {error}"
+        f"the item cannot be sent to another process: {kind}: {text_of(error)}"
     )
     refused.__cause__ = error
     return refused
+
+
+def _not_loaded(error: BaseException) -> BadBatchOutput:
+    kind = type(error).__name__
+    return BadBatchOutput(
+        "the handler's results cannot be loaded in this process: "
+        f"{kind}: {text_of(error)}"
+    )

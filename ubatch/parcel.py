@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ubatch.arrays import stack, unstack
-from ubatch.errors import Failure, RemoteError, RemoteTraceback
+from ubatch.errors import (
+    Failure,
+    RemoteError,
+    RemoteTraceback,
+    ends_strand,
+    set_on,
+)
 from ubatch.wire import Frame, Part, Reader, pack, unpack
 
 
@@ -63,45 +69,79 @@ class _Unpickler(pickle.Unpickler):
 
 
 def pack_error(error: BaseException) -> PackedError:
-    """Return an error as it can be sent, whatever it is. Raises nothing.
+    """Return an error as it can be sent, whatever it is.
 
-    Its traceback is cut back to the handler's frames, as a Failure's.
+    Raises nothing but what ends a strand. Its traceback is cut back to the handler's
+    frames, as a Failure's.
     """
     Failure(error)
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        pickled = pickle.dumps(error, protocol=5)
-        pickle.loads(pickled)  # its constructor may want other arguments
-    except Exception:
-        pickled = b""
     return PackedError(
-        name.removeprefix("builtins."), _text(error), _traceback(error), pickled
+        name.removeprefix("builtins."),
+        text_of(error),
+        _traceback(error),
+        _pickled(error),
     )
 
 
 def unpack_error(packed: PackedError) -> Exception:
-    """Return the error that was sent, or one that tells of it. Raises nothing.
+    """Return the error that was sent, or one that tells of it.
 
-    Its ``__cause__`` is the traceback that it had there.
+    Raises nothing but what ends a strand. Its ``__cause__`` is the traceback that it
+    had there.
     """
     error: Any = None
     if packed.pickled:
         try:
             error = _Unpickler(io.BytesIO(packed.pickled)).load()
-        except Exception:
-            pass  # what it needs is not here
+        except BaseException as odd:  # what it needs is not here
+            if ends_strand(odd):
+                raise
     if not isinstance(error, Exception):
         error = RemoteError(f"{packed.kind}: {packed.text}", packed.kind)
     if packed.traceback:
-        error.__cause__ = RemoteTraceback(packed.traceback)
+        set_on(error, "__cause__", RemoteTraceback(packed.traceback))
     return error  # type: ignore[no-any-return]
 
 
-def _text(error: BaseException) -> str:
+class _Frozen:
+    """An error whose class lets nobody set what it holds, once it is made."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return _thaw, BaseException.__reduce__(self._error)
+
+
+def _thaw(kind: type, args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = kind(*args)
+    error.__dict__.update(state)
+    return error
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Return an error pickled; nothing, if it cannot be loaded again."""
+    usual = type(error).__reduce__ is BaseException.__reduce__
+    for sent in (error, _Frozen(error)) if usual else (error,):
+        try:
+            pickled = pickle.dumps(sent, protocol=5)
+            pickle.loads(pickled)  # its constructor may want other arguments
+            return pickled
+        except BaseException as odd:
+            if ends_strand(odd):
+                raise
+    return b""
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an error, for a message; of one that has none, too."""
     try:
         return str(error).encode(errors="backslashreplace").decode()
-    except Exception:
+    except BaseException as odd:
+        if ends_strand(odd):
+            raise
         return "an error that cannot be shown"
 
 
@@ -111,7 +151,9 @@ def _traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(error))
         return text.encode(errors="backslashreplace").decode()
-    except Exception:
+    except BaseException as odd:
+        if ends_strand(odd):
+            raise
         return ""
 
 
@@ -163,6 +205,31 @@ def unpack_columns(parcel: Sequence[Part]) -> tuple[list[Any], dict[str, Any]]:
 def pack_results(results: list[Any]) -> list[Part]:
     """Return the results of some calls as they are sent; as pack()."""
     return pack(stack(results))
+
+
+class _Alone:
+    """A result that has been pickled by itself."""
+
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (self._pickled,)
+
+
+def pack_each(results: list[Any]) -> tuple[list[Part], dict[int, str]]:
+    """Return what pack_results() does, and why some of them cannot be sent.
+
+    Each is pickled once: one that can be now may resist the next time.
+    """
+    packed: list[_Alone | None] = [None] * len(results)
+    odd: dict[int, str] = {}
+    for place, result in enumerate(results):
+        try:
+            packed[place] = _Alone(pickle.dumps(result, protocol=5))
+        except BaseException as error:  # not kept: its frames hold the results
+            odd[place] = f"{type(error).__name__}: {text_of(error)}"
+    return pack(packed), odd
 
 
 def unpack_results(parcel: Sequence[Part]) -> Sequence[Any]:

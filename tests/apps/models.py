@@ -10,9 +10,11 @@ import atexit
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tests.apps.inside import Record
@@ -228,6 +230,19 @@ def limit_frames(size: int) -> None:
             found.largest_sent = size
 
 
+def note(record: str, *items: Any) -> None:
+    """Note that this runs, and with how much."""
+    Record(record).add([len(item) for item in items])
+
+
+def note_and_end(record: str, *items: Any) -> None:
+    """Do so, and have the process end before it reads the next batch."""
+    from ubatch import model
+
+    note(record, *items)
+    model._run_next = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+
+
 def hang_up(gate: str) -> None:
     """Close the socket, and go on."""
     os.close(FD)
@@ -251,6 +266,89 @@ class OnlyIn:
 
     def __reduce__(self) -> Any:
         return _load_in, (os.getpid(),)
+
+
+class ExitsWhenLoaded:
+    """Ends who loads it like a program."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, ("when it was loaded",)
+
+
+class ExitsWhenSent:
+    """Ends who pickles it like a program."""
+
+    def __reduce__(self) -> Any:
+        sys.exit("when it was sent")
+
+
+class KillsWhenSent:
+    """Pickled while somebody kills the greenlet that does it."""
+
+    def __reduce__(self) -> Any:
+        from gevent import GreenletExit
+
+        raise GreenletExit
+
+
+class MuteWhenSent:
+    """Cannot be pickled, and nobody can tell why."""
+
+    def __reduce__(self) -> Any:
+        raise Mute
+
+
+class NowAndThen:
+    """Can be pickled every second time."""
+
+    tries = 0
+
+    def __reduce__(self) -> Any:
+        NowAndThen.tries += 1
+        if NowAndThen.tries % 2:
+            raise ValueError("not now")
+        return int, ()
+
+
+class ExitsWhenTold(Exception):
+    """An error that ends who pickles it, or shows it."""
+
+    def __reduce__(self) -> Any:
+        sys.exit("when it was sent")
+
+    def __str__(self) -> str:
+        sys.exit("when it was shown")
+
+
+class ExitsWhenShown(BaseException):
+    """What is no Exception, and ends who shows it, but for who made it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __repr__(self) -> str:
+        if self.pid != os.getpid():
+            sys.exit("when it was shown")
+        return "ExitsWhenShown()"
+
+
+class Mute(Exception):
+    """Can be pickled, but not shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@dataclass(frozen=True)
+class TooLong(Exception):
+    """Lets nobody set anything."""
+
+    limit: int
+
+
+def raise_too_long(limit: int) -> Any:
+    """Raise that: it cannot be an item."""
+    raise TooLong(limit)
 
 
 class TwoArguments(Exception):

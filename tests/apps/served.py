@@ -15,6 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.apps.models import TooLong, note_and_end, raise_too_long
+
 Answer = dict[str, Any]
 
 
@@ -76,6 +78,10 @@ def _do(item: Any) -> None:
         _wait_at("GATE")
     elif isinstance(what, str) and what == "raise":
         raise ValueError(*more)
+    elif isinstance(what, str) and what == "raise too long":
+        raise_too_long(*more)
+    elif isinstance(what, str) and what == "last":
+        note_and_end(os.devnull)
     elif isinstance(what, str) and what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     elif isinstance(what, str) and what == "sleep":
@@ -92,6 +98,8 @@ def _answer(row: tuple[Any, ...], about: Answer) -> Any:
     what, *more = item if isinstance(item, (list, tuple)) else [item]
     if isinstance(what, str) and what == "error":
         return Mine(*more)
+    if isinstance(what, str) and what == "too long":
+        return TooLong(*more)
     if isinstance(what, str) and what == "large":
         return bytes(*more)
     if isinstance(what, str) and what == "odd":
