@@ -661,6 +661,22 @@ def test_without_retry_nothing_is_run_again(site: Site) -> None:
 
 
 @pytest.mark.concurrency
+def test_a_batch_that_went_in_halves_is_not_run_again(site: Site) -> None:
+    """One half has been run: that its process did not read the other, is no news."""
+    ub = site.batcher(obey, 2, 60.0, linger="full")
+    together(ub, [call(os.getpid)] * 2)
+    for model in executor_of(ub)._up:
+        model.process.channel.largest_sent = 100_000
+    do = [
+        call(models.note_and_end, site.record, bytes(60_000)),
+        call(models.note, site.record, bytes(60_001)),
+    ]
+    errors = together(ub, do)
+    assert [WorkerLost] * 2 == [type(error) for error in errors]
+    assert [[60_000]] == site.noted()
+
+
+@pytest.mark.concurrency
 def test_batches_run_in_as_many_processes_and_one_death_harms_one(
     site: Site,
 ) -> None:

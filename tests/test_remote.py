@@ -331,6 +331,23 @@ def test_a_handler_that_does_not_return_is_killed(world: World, tmp_path: Path) 
         assert ["next"] == row(the.ub.ubatch("next"))
 
 
+@pytest.mark.concurrency
+def test_a_batch_that_went_in_halves_is_not_run_again(
+    world: World, tmp_path: Path
+) -> None:
+    """What a model process had of it has been run; that it read no more, is no news."""
+    full = ["--linger", "full", "--max-size", "2", "--timeout", "60"]
+    small = [*full, "--max-frame", "100000"]
+    with ModelServer(tmp_path, "obey", *small, largest=100_000) as server, connect(
+        world, server.address
+    ) as ub:
+        items = [["last", bytes(60_000)], ["x", bytes(60_000)]]
+        for error in ub.map(items, return_exceptions=True):
+            assert WorkerLost is type(error), error
+        (ran,) = server.handled()
+        assert 1 == len(ran) and "last" in ran[0]
+
+
 # Deadlines, and callers that leave
 
 

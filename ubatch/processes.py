@@ -286,13 +286,23 @@ class Processes:
     def _run(self, batch: Batch) -> Outcome | Lost:
         """Run a batch in the process that it has claimed, and give that back."""
         model = self._claimed[batch]
+        answered = False
+
+        def ask(work: Work) -> Done:
+            nonlocal answered
+            done = model.ask(work)
+            answered = True
+            return done
+
         try:
             job = batch.job()
             if job is None:
                 return outcome_of(NOBODY_WAITS, monotonic())
             apart = batch.collector.answer is answer_apart
-            return self._packing.run(job, apart, model.ask)
+            return self._packing.run(job, apart, ask)
         except Lost as error:
+            # Of a batch that is sent in parts some have been run before.
+            error.unread = error.unread and not answered
             return error
         finally:
             self._give_back(batch, model)
