@@ -129,11 +129,12 @@ class ModelServer(Command):
         return [line[3] for line in split if not levels or line[2] in levels]
 
     def noise(self) -> list[str]:
-        """What is in its log, and neither a line of ours nor a handler's traceback."""
+        """What is in its log, and neither a line of ours nor the user's traceback."""
         found, expected = [], False
         for line in self.log.splitlines():
             if OUR_LINE.match(line):
-                expected = "a batch of" in line and "ERROR" in line
+                users = "a batch of" in line or "the factory failed" in line
+                expected = users and "ERROR" in line
             elif not expected:
                 found.append(line)
         return found

@@ -49,6 +49,9 @@ from ubatch.forward import ForwardingExecutor
 
 NAMED = "tests.apps.models:"
 
+WANTED = "a factory must return the handler, a function that takes lists"
+NO_HANDLER = "a factory takes no arguments and returns the handler"
+
 
 class Site:
     """What a test and its model processes share; no process is left after it."""
@@ -585,7 +588,8 @@ def test_calls_of_a_process_that_is_killed_end_within_a_second(
     assert pid != site.until_noted(["next"])
     assert (2, 1, 1) == seen_ends(ub)
     (again,) = [text for text in caplog.messages if "starting another in" in text]
-    text = f"model: the model process {pid} {KILLED}; starting another in 0.1 s"
+    killed = fate(r"was killed by SIGKILL \(out of memory\? see the kernel log\)")
+    text = f"model: the model process {pid} {killed}; starting another in 0.1 s"
     assert re.fullmatch(text, again)
 
 
@@ -600,13 +604,17 @@ def test_a_process_that_ends_by_itself_is_lost_too(site: Site) -> None:
 
 
 @pytest.mark.concurrency
-def test_a_process_that_hangs_up_is_ended(site: Site) -> None:
-    """What it goes on to do is of no use to anybody."""
+def test_a_process_that_hangs_up_is_ended(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it goes on to do is of no use to anybody; the log says who did it."""
     ub = site.batcher(obey)
     pid = ub.ubatch(call(os.getpid))
     with pytest.raises(WorkerLost, match=f"{pid} {KILLED} while it had"):
         ub.ubatch(call(models.hang_up, site.gate.path))
     assert pid != ub.ubatch(call(os.getpid))
+    told = f"process {pid} was killed by ubatch, since it had closed its socket; start"
+    assert told in caplog.text and "out of memory" not in caplog.text
 
 
 @pytest.mark.concurrency
@@ -786,6 +794,7 @@ def test_a_factory_that_fails_is_told_of_and_tried_again(
     assert 4 == ub.ubatch(4)
     tried = [text for text in caplog.messages if "the factory failed" in text]
     assert len(site.noted()) == 1 + len(tried)
+    assert 1 == caplog.text.count("in broken"), "its traceback is told once"
     pauses = [float(text.rpartition(" in ")[2].removesuffix(" s")) for text in tried]
     assert [0.0, 0.0, 0.1] == pauses[:3] and pauses == sorted(pauses)
 
@@ -813,17 +822,45 @@ def test_a_process_that_dies_while_it_loads_is_told_of(site: Site) -> None:
     "factory, text",
     [
         (NAMED + "exiting", "SystemExit: no device"),
-        (NAMED + "uncallable", "TypeError: handler must be a function"),
+        (NAMED + "mute", "Mute: an error that cannot be shown"),
+        (NAMED + "uncallable", f"TypeError: {NAMED}uncallable returned 42; {WANTED}"),
+        (NAMED + "forgetful", f"TypeError: {NAMED}forgetful returned None; {WANTED}"),
+        (NAMED + "later", f"TypeError: {NAMED}later returned a coroutine; {WANTED}"),
+        (models.forgetful, f"TypeError: {NAMED}forgetful returned None; {WANTED}"),
+        (
+            NAMED + "itself",
+            rf"TypeError: itself\(\) missing 1 .*'items'; {NO_HANDLER}$",
+        ),
+        (NAMED + "mistaken", r"TypeError: itself\(\) missing 1 .*'items'$"),
         (NAMED + "nothing", "AttributeError: .*nothing"),
         (NAMED + "NAME.x", "AttributeError: .*NAME"),
-        ("tests.apps.no_such:x", "ModuleNotFoundError: .*no_such"),
+        pytest.param(
+            "tests.apps.no_such:x",
+            rf"No module .*no_such'; looked in {re.escape(os.getcwd())} and sys.path$",
+            id="no module",
+        ),
     ],
 )
-def test_what_makes_no_handler_is_told_of(site: Site, factory: str, text: str) -> None:
+def test_what_makes_no_handler_is_told_of(site: Site, factory: Any, text: str) -> None:
     """Whatever is wrong with it, its text reaches who calls."""
     ub = site.batcher(factory)
     with pytest.raises(BackendError, match=f"the factory failed: .*{text}"):
         ub.ubatch(1)
+
+
+def test_a_module_that_is_not_found_may_be_in_a_folder_that_is_not_looked_into(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the one that a server was started in; what a module needs is not it."""
+    (tmp_path / "mine.py").write_text("import tests.apps.no_such")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != ""])
+    looked = f"looked in sys.path, and not in {re.escape(str(tmp_path))}"
+    with pytest.raises(BackendError, match=f"No module named 'mine'; {looked}$"):
+        site.batcher("mine:factory").ubatch(1)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(BackendError, match="No module named 'tests.apps.no_such'$"):
+        site.batcher("mine:factory").ubatch(1)
 
 
 @pytest.mark.concurrency
@@ -960,7 +997,9 @@ def test_a_process_may_be_waited_for_by_somebody_else(
 
 
 @pytest.mark.concurrency
-def test_a_stuck_process_is_killed_and_replaced(site: Site) -> None:
+def test_a_stuck_process_is_killed_and_replaced(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     """handler_timeout: its callers get DeadlineExceeded, others another process."""
     ub = site.gated(handler_timeout=0.3)
     stuck = site.world.spawn(ub.ubatch, "wait")
@@ -975,6 +1014,9 @@ def test_a_stuck_process_is_killed_and_replaced(site: Site) -> None:
     seen = ub.stats()
     assert (2, 1, 1) == (seen.calls_total, seen.results_total, seen.expired_total)
     assert 1 == seen.stuck_total
+    why = "was killed by ubatch, since its handler ran past handler_timeout"
+    told = f"model: the model process {pid} {why}; starting another in 0.1 s"
+    assert told in caplog.messages
 
 
 @pytest.mark.concurrency
@@ -1093,7 +1135,9 @@ def test_stop_runs_what_was_accepted_and_leaves_no_process(site: Site) -> None:
 
 @pytest.mark.concurrency
 @pytest.mark.parametrize("retry", [False, True])
-def test_stop_gives_a_handler_up_that_hangs(site: Site, retry: bool) -> None:
+def test_stop_gives_a_handler_up_that_hangs(
+    site: Site, retry: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its process is killed; nobody is left waiting, and nothing is run again."""
     ub = site.gated(retry=retry)
     hangs = site.world.spawn(ub.ubatch, "wait")
@@ -1106,6 +1150,7 @@ def test_stop_gives_a_handler_up_that_hangs(site: Site, retry: bool) -> None:
             caller.result()
     site.world.until(lambda: not site.pids())
     assert [["wait"]] == site.noted()
+    assert "handler_timeout" not in caplog.text
 
 
 @pytest.mark.concurrency

@@ -1163,7 +1163,8 @@ def test_what_is_logged(
             f"{name}: process {server.pid} serves {name} at {server.path}",
             f"{name}: model process {model} loads {name}",
             f"{name}: model process {model} is ready after",
-            f"{name}: the model process {model} was killed by SIGKILL; starting",
+            f"{name}: the model process {model} was killed by SIGKILL "
+            "(out of memory? see the kernel log); starting",
             f"{name}: model process {other} loads {name}",
             f"{name}: model process {other} is ready after",
             f"{name}: ends, once what was accepted is answered",

@@ -7,6 +7,7 @@ not last. The strands borrow what is ready.
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import suppress
 from errno import ECONNRESET
 from math import inf
@@ -25,7 +26,7 @@ from ubatch.parcel import (
     unpack_error,
     write_work,
 )
-from ubatch.spawn import Process
+from ubatch.spawn import UNKNOWN, Process, fate_of
 from ubatch.wire import Frame, Kind, WireError, unpack
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ WAITED_FOR = 1.0
 
 REAPED = 1.0
 """Seconds within which the kernel is done with a process that was killed."""
+
+ENDING = 0.1
+"""The same for one that has closed its socket, if it did so because it ends."""
+
+KILLED = fate_of(-signal.SIGKILL)
+
+NOT_OURS = " (out of memory? see the kernel log)"
+"""What a log line adds where somebody else did that."""
 
 
 class Lost(Exception):
@@ -59,6 +68,7 @@ class Model:
         self.sound = True  # it may be asked
         self.retired = False
         self.stuck = False  # it was killed for its handler, and was sound till then
+        self.killed = ""  # why it was, by ubatch
         self._lock = backend.lock()
         self._users = 1  # its keeper
 
@@ -84,15 +94,24 @@ class Model:
             if self._users == 1:
                 self.process.channel.end()
 
-    def kill(self) -> None:
+    def kill(self, why: str) -> None:
         """End it now. Does not block."""
         self.sound = False
+        self.killed = self.killed or why
         self.process.kill()
 
-    def give_up(self) -> None:
+    def give_up(self, why: str) -> None:
         """End it, since its handler does not return. Does not block."""
         self.stuck = True
-        self.kill()
+        self.kill(why)
+
+    @property
+    def fate(self) -> str:
+        """How it ended, and why, for people."""
+        fate = self.process.fate
+        if self.killed and fate in (KILLED, fate_of(UNKNOWN)):
+            return f"was killed by ubatch, since {self.killed}"
+        return fate
 
     def ask(self, work: Work) -> Done:
         """Have a batch run. Blocks the strand.
@@ -112,23 +131,33 @@ class Model:
         except WireError as error:
             if not asked:  # nothing was sent
                 raise
-            self.kill()
+            self.kill("its answer made no sense")
             raise Lost(f"the answer of the model process is {error}") from None
         except OSError as error:
             # The kernel says so of a socket that was closed with something to read.
             unread = not asked or error.errno == ECONNRESET
         except BaseException:  # the strand was killed, and the process is out of step
-            self.kill()
+            self.kill("what waited for its answer was killed")
             raise
-        self.kill()  # it may have closed no more than its socket
-        with suppress(OSError):  # we are a copy, in a fork
-            self.process.wait(REAPED)
+        self._end()
         lost = Lost(
             f"the model process {self.process.pid} {self.process.fate} while it had "
             "this call"
         )
         lost.unread = unread
         raise lost
+
+    def _end(self) -> None:
+        """End it, if it has closed no more than its socket; blocks till it has."""
+        self.sound = ended = False
+        try:
+            with suppress(OSError):  # we are a copy, in a fork
+                ended = self.process.wait(ENDING)
+        finally:
+            if not ended:
+                self.kill("it had closed its socket")
+        with suppress(OSError):
+            self.process.wait(REAPED)
 
 
 class Setup(Protocol):
@@ -167,6 +196,8 @@ class Past(NamedTuple):
     be ready still, had its handler not been stuck."""
     trouble: Exception
     """What to tell those who wait for it."""
+    hint: str = ""
+    """What to tell in the log besides."""
 
 
 class Keeper:
@@ -194,6 +225,7 @@ class Keeper:
         self.instead = instead
         self._wake = backend.wake()
         self._model: Model | None = None
+        self._told = ""  # the last trouble that was logged with its traceback
 
     def retire(self) -> None:
         """Have it end, and its process. Does not block."""
@@ -211,12 +243,10 @@ class Keeper:
             if self._over():
                 return
             if self.instead is not None:
-                message = "%s; the one that is there goes on"
-                tell(logger, logging.ERROR, message, past.trouble)
+                self._log(past, "%s%s; the one that is there goes on")
                 return
             pause = backoff.pause_after(past.lived)
-            message = "%s; starting another in %.1f s"
-            tell(logger, logging.ERROR, message, past.trouble, pause)
+            self._log(past, "%s%s; starting another in %.1f s", pause)
             if not past.lived or pause > WAITED_FOR:
                 self._crew.failed(past.trouble)
             self._wake.wait(pause)
@@ -225,6 +255,13 @@ class Keeper:
         """Take note that work() has ended."""
         if not self._crew.over():
             self._crew.ended(self, escaped)
+
+    def _log(self, past: Past, message: str, *args: float) -> None:
+        """Log what became of a process; of many equal tracebacks the first one."""
+        text, cause = str(past.trouble), past.trouble.__cause__
+        shown = None if text == self._told else cause
+        self._told = text
+        tell(logger, logging.ERROR, message, text, past.hint, *args, exc_info=shown)
 
     def _over(self) -> bool:
         return self.retired or self._crew.over()
@@ -259,7 +296,7 @@ class Keeper:
         began = monotonic()
         trouble = self._bring_up(process)
         if trouble is not None or self.retired:
-            return Past(0.0, trouble or self._lost("stopped"))
+            return Past(0.0, trouble or self._lost("stopped"), self._hint(model))
         ready = monotonic()
         self._crew.ready(model, ready - began)
         message = "%s: model process %d is ready after %.2f s"
@@ -268,8 +305,12 @@ class Keeper:
             self.instead.retire()
             self.instead = None
         process.wait()
-        trouble = self._lost(f"the model process {process.pid} {process.fate}")
-        return Past(inf if model.stuck else monotonic() - ready, trouble)
+        trouble = self._lost(f"the model process {process.pid} {model.fate}")
+        lived = inf if model.stuck else monotonic() - ready
+        return Past(lived, trouble, self._hint(model))
+
+    def _hint(self, model: Model) -> str:
+        return NOT_OURS if model.fate == KILLED else ""
 
     def _bring_up(self, process: Process) -> Exception | None:
         """Have the handler made; return why there is none."""

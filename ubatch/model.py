@@ -34,6 +34,7 @@ from ubatch.parcel import (
     pack_error,
     pack_results,
     read_work,
+    text_of,
     unpack_columns,
     write_done,
 )
@@ -74,18 +75,63 @@ def _begin(channel: Channel, setup: Frame) -> Handler | None:
     began = monotonic()
     try:
         sys.path[:], factory = unpack(setup.parts)
-        handler = _resolve(factory)()
-        if getattr(handler, "_elsewhere", None) is True:
-            handler = handler.__wrapped__  # here is where it is to run
-        check_handler(handler)
+        handler = _made(factory, setup.head["label"])
     except BaseException as error:  # SystemExit too
         channel.send(Kind.FAILED, 0, None, [pack(tuple(pack_error(error)))[0]])
         return None
     channel.send(Kind.READY, 0, {"seconds": monotonic() - began})
+    return handler
+
+
+def _made(factory: str | bytes, label: str) -> Handler:
+    """Return what the factory makes, if that is a handler."""
+    try:
+        make = _resolve(factory)
+    except ModuleNotFoundError as error:
+        if f"{label.partition(':')[0]}.".startswith(f"{error.name}."):
+            raise _not_found(error).with_traceback(error.__traceback__) from None
+        raise
+    handler = _call(make)
+    if getattr(handler, "_elsewhere", None) is True:
+        handler = handler.__wrapped__  # here is where it is to run
+    if not callable(handler):
+        what = shown(handler)
+        if hasattr(handler, "cr_await"):
+            handler.close()  # or Python warns that it was never awaited
+            what = "a coroutine"
+        raise TypeError(
+            f"{label} returned {what}; a factory must return the handler, a function "
+            "that takes lists"
+        )
+    check_handler(handler)
     return handler  # type: ignore[no-any-return]
 
 
-def _resolve(factory: Any) -> Callable[[], Any]:
+def _call(factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        raise TypeError(  # of the call itself: it is the handler perhaps
+            f"{text_of(error)}; a factory takes no arguments and returns the handler"
+        ) from None
+
+
+def _not_found(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    try:
+        here = os.getcwd()
+    except OSError:
+        here = "the current folder, which is gone"
+    looked = f"{here} and sys.path"
+    if here not in sys.path:
+        looked = f"sys.path, and not in {here}"
+    return ModuleNotFoundError(
+        f"{error}; looked in {looked}", name=error.name, path=error.path
+    )
+
+
+def _resolve(factory: str | bytes) -> Callable[[], Any]:
     if not isinstance(factory, str):
         return unpack([factory])  # type: ignore[no-any-return]
     module, _, path = factory.partition(":")

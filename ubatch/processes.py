@@ -103,7 +103,8 @@ class ProcessExecutor(Elsewhere):
 
     def setup(self) -> tuple[Any, list[Any]]:
         """Return the head and the parts of a SETUP."""
-        return {"parent": os.getpid()}, pack((_path(), self._factory))
+        head = {"parent": os.getpid(), "label": self.label}
+        return head, pack((_path(), self._factory))
 
     def __repr__(self) -> str:
         return f"ProcessExecutor({self.label!r}, processes={self.processes})"
@@ -241,10 +242,13 @@ class Processes:
         pass
 
     def give_up(self, batch: Batch) -> None:
+        why = "stop() did not wait"
+        if batch.limit <= monotonic():
+            why = "its handler ran past handler_timeout"
         with self._lock:  # or the process may have another batch by then
             model = self._claimed.get(batch)
             if model is not None:
-                model.give_up()
+                model.give_up(why)
 
     def run(self, batch: Batch) -> Outcome:
         began, retry = monotonic(), self._spec.retry

@@ -119,6 +119,30 @@ def uncallable() -> Any:
     return 42
 
 
+def itself(items: list[int]) -> list[int]:
+    """Be a handler, which somebody takes for a factory."""
+    return items
+
+
+def mistaken() -> Handler:
+    """Call something else in a wrong way."""
+    return itself()  # type: ignore[call-arg, return-value]
+
+
+def forgetful() -> Any:
+    """Make a handler, and return nothing."""
+
+
+async def later() -> Handler:
+    """Return a handler to who awaits it."""
+    return list
+
+
+def mute() -> Handler:
+    """Fail, with an error that has no text."""
+    raise Mute
+
+
 def isolated(record: str) -> Handler:
     """Note each batch; fail those that have an item that is bad."""
     noted = Record(record)
