@@ -457,6 +457,46 @@ def test_a_killed_client_is_not_worked_for(world: World, tmp_path: Path) -> None
         holder.result()
 
 
+def leave_a_child(address: str) -> None:
+    """Ask, with a child that has this process's files, and lives on."""
+    import os
+    import time
+
+    from ubatch import UBatch
+
+    ub = UBatch.connect(address, backend="thread")
+    calls = [ub.submit("first")]
+    while ub._here()._executor._link is None:
+        time.sleep(0.001)
+    if not os.fork():
+        time.sleep(600.0)
+        os._exit(0)
+    calls += [ub.submit("second"), ub.submit("third")]
+    for call in calls:
+        call.result()
+
+
+@pytest.mark.concurrency
+def test_a_killed_client_is_not_worked_for_on_behalf_of_its_child(
+    world: World, tmp_path: Path
+) -> None:
+    """A child has the client's socket, too; the server sees the client's end."""
+    with here(world, tmp_path) as the:
+        holder = the.hold()
+        other = Program(leave_a_child, the.server.address)
+        try:
+            the.pending(3)
+            os.kill(other._process.pid, signal.SIGKILL)
+            the.pending(0)
+            assert 1 == the.server.status()["clients"]
+        finally:
+            os.killpg(other._process.pid, signal.SIGKILL)  # there is one: the child
+            other.end()
+        the.gate.open()
+        assert ["hold"] == row(holder.result())
+        assert [["'hold'"]] == the.server.handled()
+
+
 # What may be lost
 
 

@@ -210,6 +210,7 @@ class Server:
         )
         self._sessions.add(session)
         writer = gevent.spawn(self._write, session)
+        watcher = gevent.spawn(self._watch, session)
         try:
             session.read()
         except WireError as error:
@@ -219,7 +220,23 @@ class Server:
         finally:
             session.close()
             self._sessions.discard(session)
+            watcher.kill()
             writer.join()
+
+    def _watch(self, session: Session) -> None:
+        """Close a session when the client's process ends.
+
+        The end of its socket does not tell: a child that it has forked has that, too.
+        """
+        try:
+            pidfd = os.pidfd_open(session.pid)
+        except OSError:  # it is of another pid namespace, say, and its pid is 0
+            return
+        try:
+            self._collector().backend.wait_idly(pidfd)
+            session.close()
+        finally:
+            os.close(pidfd)
 
     def _write(self, session: Session) -> None:
         try:
