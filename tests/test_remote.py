@@ -146,6 +146,28 @@ def test_the_decorator_too(world: World, tmp_path: Path) -> None:
         predict.stop()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "remedy"),
+    [
+        ({"workers": 3}, "workers=3 .* leave it out, .*'ubatch serve --processes 3'"),
+        ({"linger": "full"}, "linger='full' .*'ubatch serve --linger full'"),
+        ({"on_error": "isolate"}, "'isolate' .*'ubatch serve --on-error isolate'"),
+        ({"handler_timeout": 1}, "=1.0 .*'ubatch serve --handler-timeout 1'"),
+    ],
+)
+def test_what_the_server_decides_is_refused_here(
+    chosen: dict[str, Any], remedy: str
+) -> None:
+    """An option that would be dropped is refused with the way out."""
+    executor = ServerExecutor("unix:model.sock")
+    with pytest.raises(ValueError, match=remedy):
+        UBatch(4, 0.01, executor=executor, **chosen)
+    with pytest.raises(ValueError, match=remedy):
+        ubatch_decorator(4, 0.01, executor=executor, **chosen)(lambda items: items)
+    usual: dict[str, Any] = {"workers": 1, "linger": "adaptive", "on_error": "fail"}
+    UBatch(4, 0.01, executor=executor, handler_timeout=None, **usual)
+
+
 def ask(address: str, backend: str, item: Any) -> Any:
     """Ask a server from a process of one's own."""
     from ubatch import UBatch

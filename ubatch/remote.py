@@ -54,6 +54,14 @@ AGAIN = 0.05
 GREETING = 10.0
 """Seconds within which it has to say who it is."""
 
+DECIDED_THERE: dict[str, tuple[object, str]] = {
+    "workers": (1, "leave it out, and use 'ubatch serve --processes {}'"),
+    "linger": ("adaptive", "use 'ubatch serve --linger {}'"),
+    "on_error": ("fail", "use 'ubatch serve --on-error {}'"),
+    "handler_timeout": (None, "use 'ubatch serve --handler-timeout {:g}'"),
+}
+"""Options that are the server's: what a batcher here has, and how to have another."""
+
 
 class ServerExecutor(Elsewhere):
     """Has a model server run the handler: ``ubatch serve`` on this host.
@@ -68,7 +76,8 @@ class ServerExecutor(Elsewhere):
             may be run again. Otherwise those calls get WorkerLost.
 
     Raises:
-        ValueError: The address is none.
+        ValueError: The address is none; or, of a batcher that is given this, one of
+            the options that are the server's.
     """
 
     def __init__(self, address: str, *, retry: bool = False) -> None:
@@ -77,6 +86,18 @@ class ServerExecutor(Elsewhere):
         self._retry = options.flag("retry", retry)
 
     def fit(self, options: Options) -> Options:
+        """Return a batcher's options as this needs them.
+
+        Raises:
+            ValueError: One of them is the server's to decide.
+        """
+        for name, (default, remedy) in DECIDED_THERE.items():
+            value = getattr(options, name)
+            if value != default:
+                raise ValueError(
+                    f"{name}={value!r} and executor={self!r}: the server decides that; "
+                    f"{remedy.format(value)}"
+                )
         return options._replace(
             workers=IN_FLIGHT,
             linger="now",
