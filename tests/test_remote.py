@@ -113,6 +113,7 @@ def test_answers_as_any_other(world: World, tmp_path: Path) -> None:
         assert ["c"] == row(ub.with_options(deadline=20.0).ubatch("c"))
         seen = ub.stats()
         assert (105, 105, 0) == (seen.calls_total, seen.results_total, seen.pending)
+        assert "ServerExecutor" == seen.executor
         assert (world.backend, the.server.address) == (seen.backend, ub.name)
 
 
@@ -201,7 +202,8 @@ def test_nothing_is_connected_before_the_first_call(
     before = os.listdir("/proc/self/fd")
     ub = connect(world, f"unix:{tmp_path}/run/model.sock")
     assert before == os.listdir("/proc/self/fd")
-    assert ub.stats().backend is None
+    seen = ub.stats()
+    assert (None, "ServerExecutor") == (seen.backend, seen.executor)
     with ModelServer(tmp_path) as server:
         assert 0 == server.status()["clients"]
         assert ["a"] == row(ub.ubatch("a"))

@@ -125,7 +125,7 @@ class Remote(Usual):
     vacant = True
 
     def __init__(self, path: str, retry: bool, name: str, backend: Backend) -> None:
-        self.name = f"{where.SCHEME}{path}"
+        self.name = ServerExecutor.__name__
         self.places = self
         self._path = path
         self._retry = retry
