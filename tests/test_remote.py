@@ -614,6 +614,162 @@ def test_without_a_server_calls_wait_some_seconds(
             assert ["back"] == row(ub.ubatch("back"))
 
 
+class Door:
+    """Counts who comes to the door of a batcher's connection."""
+
+    def __init__(self, ub: UBatch[Any, Any]) -> None:
+        self.came = 0
+        remote: Any = ub._here()._executor
+        self._mutex, remote._door = remote._door, self
+
+    def __enter__(self) -> None:
+        self.came += 1
+        self._mutex.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._mutex.__exit__(*error)
+
+
+@pytest.mark.concurrency
+def test_a_frozen_server_keeps_nobody_longer_than_none(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be connected to, and does not answer: all callers wait together."""
+    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    with ModelServer(tmp_path) as server, connect(world, server.address) as ub:
+        server.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        callers = _apart(world, ub, 20)
+        for caller in callers:
+            error = refused(caller.result, WorkerLost)
+            assert f"no model server answers at {server.path}" in str(error)
+        assert 0.4 < time.monotonic() - began < 3.0
+        began = time.monotonic()
+        for _ in range(3):
+            refused(lambda: ub.ubatch("x"), WorkerLost)
+        assert time.monotonic() - began < 2.0
+        server.signal(signal.SIGCONT)
+        world.until(lambda: _answers(ub))
+
+
+def _apart(world: World, ub: UBatch[Any, Any], count: int) -> list[Any]:
+    """Have callers ask, each in a batch of its own."""
+    callers: list[Any] = []
+    while len(callers) < count:
+        callers.append(world.spawn(ub.ubatch, len(callers)))
+        world.until(lambda: ub.stats().running == len(callers))
+    return callers
+
+
+def _answers(ub: UBatch[Any, Any]) -> bool:
+    try:
+        return bool(ub.ubatch("back"))
+    except WorkerLost:
+        return False
+
+
+@pytest.mark.concurrency
+def test_all_who_wait_to_be_connected_share_a_refusal(
+    world: World, tmp_path: Path
+) -> None:
+    """A server that refuses one, after a while, is not asked by each of the others."""
+    refuse = world.gate()
+
+    def script(channel: Channel) -> None:
+        channel.receive(20.0)
+        refuse.wait()
+        channel.send(Kind.REFUSE, 0, "not today")
+
+    with Scripted(tmp_path, script) as server, connect(world, server.address) as ub:
+        door = Door(ub)
+        callers = _apart(world, ub, 5)
+        world.until(lambda: door.came == 5 and server.clients == 1)
+        refuse.open()
+        for caller in callers:
+            assert "not today" in str(refused(caller.result, BackendError))
+        assert 1 == server.clients
+        assert "not today" in str(refused(lambda: ub.ubatch("x"), BackendError))
+        assert 2 == server.clients
+
+
+def test_that_there_is_no_server_is_told_of_at_once(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once for as long as there is none, though no caller waits to hear of it."""
+    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    monkeypatch.chdir(tmp_path)
+    wanted = f"no model server answers at {tmp_path}/run/model.sock ("
+
+    def told() -> list[str]:
+        found = [one.getMessage() for one in caplog.records if one.levelname[0] == "W"]
+        return [message for message in found if wanted in message]
+
+    with connect(world, "unix:run/model.sock", name="mine") as ub:
+        soon = ub.with_options(deadline=0.1)
+        refused(lambda: soon.ubatch("x"), DeadlineExceeded)
+        (message,) = told()
+        assert message.startswith(f"mine: {wanted}[Errno 2]")
+        assert message.endswith("; calls wait up to 0.5 s for it")
+        for _ in range(3):
+            assert wanted in str(refused(lambda: ub.ubatch("x"), WorkerLost))
+        assert 1 == len(told())
+        for count in 1, 2:
+            assert count == len(told())
+            with ModelServer(tmp_path) as server:
+                assert ["a"] == row(ub.ubatch("a"))
+            lost = remote_link(ub)
+            world.until(lambda: not lost.alive)
+            refused(lambda: ub.ubatch("x"), WorkerLost)
+            world.until(lambda: len(told()) == count + 1)
+        assert server.ended
+
+
+def remote_link(ub: UBatch[Any, Any]) -> Any:
+    executor: Any = ub._here()._executor
+    return executor._link
+
+
+def denied(address: str) -> list[str]:
+    """Ask a server whose folder this user may not enter."""
+    import logging
+    import os
+    from logging.handlers import BufferingHandler
+
+    from ubatch import UBatch, WorkerLost, remote
+
+    remote.PATIENCE = 0.1
+    told = BufferingHandler(100)
+    logging.getLogger("ubatch").addHandler(told)
+    if not os.geteuid():
+        os.seteuid(65534)
+    with UBatch.connect(address, backend="thread") as ub:
+        try:
+            ub.ubatch("x")
+        except WorkerLost as error:
+            found = [str(error)]
+    found += [one.getMessage() for one in told.buffer if one.levelname == "WARNING"]
+    return found
+
+
+@once
+def test_a_socket_that_is_out_of_reach_is_told_from_none(tmp_path: Path) -> None:
+    """To start a server would not help there."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0)
+    try:
+        seen = run(denied, f"unix:{folder}/model.sock")
+    finally:
+        folder.chmod(0o700)
+    assert 2 == len(seen)
+    for line in seen:
+        assert f"the socket {folder}/model.sock cannot be reached by this user" in line
+        assert "Permission denied" in line and "is 'ubatch serve" not in line
+
+
 @pytest.mark.concurrency
 def test_one_loss_of_many_asks_is_one_retry_of_each(
     world: World, tmp_path: Path

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -51,8 +53,8 @@ PATIENCE = 3.0
 AGAIN = 0.05
 """Seconds between two looks for it."""
 
-GREETING = 10.0
-"""Seconds within which it has to say who it is."""
+GREETING = 0.25
+"""Seconds that it has to say who it is, however little is left of that patience."""
 
 DECIDED_THERE: dict[str, tuple[object, str]] = {
     "workers": (1, "leave it out, and use 'ubatch serve --processes {}'"),
@@ -135,6 +137,8 @@ class Remote(Usual):
         self._link: Link | None = None
         self._links: set[Link] = set()  # that one, and those whose servers are leaving
         self._missed: float | None = None  # since when there is no server
+        # When somebody last failed to connect, and what those get who waited for that.
+        self._failed: tuple[float, Callable[[], BackendError]] = -inf, BackendError
         self._closed = False
         self._epoch = process.epoch
         self._under_way: dict[Batch, list[Asked]] = {}
@@ -238,31 +242,72 @@ class Remote(Usual):
         link = self._link
         if link is not None and link.usable:
             return link
+        came = monotonic()
         with self._door:
             link = self._link
             if link is None or not link.usable:
-                if self._over():
-                    raise self._lost("stopped")
-                link = self._link = self._connect()
+                link = self._link = self._connect(came)
             return link
 
-    def _connect(self) -> Link:
+    def _connect(self, came: float) -> Link:
+        """Connect, on behalf of one who came to the door then.
+
+        Who came before another has failed to has waited with that one, and gets the
+        same error: or each would wait for all that are before it.
+        """
+        if self._over():
+            raise self._lost("stopped")
+        failed, error_of_then = self._failed
+        if came < failed:
+            raise error_of_then()
+        try:
+            link = self._link_to(*self._find())
+        except BackendError as error:  # without its frames, which hold a batch
+            self._failed = monotonic(), partial(type(error), *error.args)
+            raise
+        return link
+
+    def _find(self) -> tuple[Channel, int]:
+        """Greet a server; look for one until there is none for too long."""
         began = monotonic()
         while True:
+            missed = began if self._missed is None else self._missed
             try:
-                channel, most = self._greet()
-                break
+                left = round(missed + PATIENCE - monotonic(), 2)
+                found = self._greet(max(left, GREETING))
+                self._missed = None
+                return found
             except (OSError, WireError) as error:
-                now = monotonic()
-                if self._missed is None:
-                    self._missed = began
-                if self._over() or now - self._missed > PATIENCE:
-                    raise self._lost(
-                        f"no model server answers at {self._path} ({error}); is "
-                        f"'ubatch serve FACTORY --socket {self._path}' running?"
-                    ) from None
+                missing, remedy = self._missing(error)
+            if self._over():
+                raise self._lost(missing)
+            if self._missed is None:
+                self._missed = began
+                message = "%s: %s; calls wait up to %g s for it"
+                told = logger, logging.WARNING, message, self._of, missing, PATIENCE
+                # Not here: a log handler may itself ask, and come to the door.
+                self._backend.defer(partial(tell, *told))
+            if monotonic() - missed > PATIENCE:
+                raise self._lost(f"{missing}; {remedy}")
             self._backend.wake().wait(AGAIN)
-        self._missed = None
+
+    def _missing(self, error: Exception) -> tuple[str, str]:
+        """Return what to say where no server is to be had, and what to do then."""
+        path = self._path
+        with suppress(OSError):  # the folder that this process is in is gone
+            path = os.path.abspath(path)
+        if isinstance(error, PermissionError):
+            user = f"this user, {os.geteuid()} ({error})"
+            return (
+                f"the socket {path} cannot be reached by {user}",
+                "run 'ubatch serve' and its clients as one user",
+            )
+        return (
+            f"no model server answers at {path} ({error})",
+            f"is 'ubatch serve FACTORY --socket {path}' running?",
+        )
+
+    def _link_to(self, channel: Channel, most: int) -> Link:
         link = Link(channel, self._backend, most)
         self._links.add(link)
         if self._closed:
@@ -289,7 +334,7 @@ class Remote(Usual):
         """Tell whether nobody is to be asked: a fork has copied who wants to, say."""
         return self._closed or self._epoch is not process.epoch
 
-    def _greet(self) -> tuple[Channel, int]:
+    def _greet(self, patience: float) -> tuple[Channel, int]:
         """Return a channel to a server that has said who it is, and its max_size.
 
         Raises:
@@ -299,8 +344,8 @@ class Remote(Usual):
         """
         channel = Channel(where.connect(self._path), self._wait_for)
         try:
-            channel.send(Kind.HELLO, 0, {"pid": os.getpid()}, timeout=GREETING)
-            frame = channel.receive(GREETING)
+            channel.send(Kind.HELLO, 0, {"pid": os.getpid()}, timeout=patience)
+            frame = channel.receive(patience)
             if frame is None:
                 raise ConnectionResetError("it hung up")
             if frame.kind is not Kind.HELLO:
