@@ -692,6 +692,91 @@ def test_all_who_wait_to_be_connected_share_a_refusal(
         assert 2 == server.clients
 
 
+def _stuck(world: World, server: ModelServer, ub: UBatch[Any, Any]) -> list[Any]:
+    """Ask a frozen server for more than its socket takes; return the futures."""
+    assert [0] == row(ub.ubatch(0))
+    server.signal(signal.SIGSTOP)
+    calls = []
+    while len(calls) < 12:
+        calls.append(ub.submit(bytes(100_000)))
+        world.until(lambda: ub.stats().running == len(calls))  # each in its own ask
+    world.until(remote_link(ub)._turnstile.locked)
+    return calls
+
+
+@pytest.mark.concurrency
+def test_a_server_that_takes_nothing_is_lost(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends does not wait for a frozen server for ever."""
+    monkeypatch.setattr(remote, "PATIENCE", 0.3)
+    monkeypatch.setattr(link, "STALLED", 0.3, raising=False)
+    with ModelServer(tmp_path) as server, connect(world, server.address) as ub:
+        errors = [call.exception(timeout=10.0) for call in _stuck(world, server, ub)]
+        assert {WorkerLost} == {type(error) for error in errors}
+        assert "taken nothing for 0.3 s and had this call" in str(errors[0])
+        server.signal(signal.SIGCONT)
+        world.until(lambda: _answers(ub))
+
+
+@pytest.mark.concurrency
+def test_stop_leaves_nobody_at_a_frozen_server(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When stop() has lost patience, whoever sends to it, or waits for it, ends."""
+    monkeypatch.setattr(link, "STALLED", 600.0, raising=False)
+    with ModelServer(tmp_path) as server:
+        ub = connect(world, server.address)
+        calls = _stuck(world, server, ub)
+        collector = ub._here()
+        ub.stop(timeout=0.01)
+        for call in calls:
+            error = refused(lambda: call.result(timeout=20.0), Stopped)
+            assert "stop(timeout) ended before this call was answered" in str(error)
+        world.until(lambda: collector.ended)
+        assert "stopped; start() it again" in str(
+            refused(lambda: ub.submit(1), Stopped)
+        )
+
+
+@pytest.mark.concurrency
+def test_stop_leaves_nobody_who_greets_a_frozen_server(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that is not yet connected."""
+    monkeypatch.setattr(remote, "PATIENCE", 600.0)
+    with ModelServer(tmp_path) as server:
+        ub = connect(world, server.address)
+        server.signal(signal.SIGSTOP)
+        call = ub.submit(1)
+        collector: Any = ub._here()
+        world.until(lambda: collector._executor._links)
+        ub.stop(timeout=0.01)
+        refused(lambda: call.result(timeout=20.0), Stopped)
+        world.until(lambda: collector.ended)
+
+
+@pytest.mark.concurrency
+def test_who_leaves_a_frozen_server_keeps_no_callback_waiting(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell it that nobody waits may take long; a thread runs all callbacks."""
+    monkeypatch.setattr(link, "STALLED", 600.0, raising=False)
+    called: list[Any] = []
+    with ModelServer(tmp_path) as server:
+        ub = connect(world, server.address)
+        first = _stuck(world, server, ub)[0]
+        collector, batch = ub._here(), first._batch
+        with collector.lock:  # as of a thread that a signal interrupts
+            batch.gone.add(first)
+            collector.endings.leave(batch, first)
+        late = ub.with_options(deadline=0.05).submit("late")
+        late.add_done_callback(called.append)
+        world.until(lambda: called)
+        ub.stop(timeout=0.01)
+        world.until(lambda: collector.ended)
+
+
 def test_that_there_is_no_server_is_told_of_at_once(
     world: World,
     tmp_path: Path,

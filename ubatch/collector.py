@@ -211,7 +211,8 @@ class Collector:
             left = [*self.waiting, *running]
         # Race (given_back): 1. a batch that runs elsewhere is given up; 2. its strand
         #       settles it, with no answers; 3. it is failed here. So that comes first.
-        self.endings.fail(left, self._stopped())
+        cut_off = f"{self.name}: stop(timeout) ended before this call was answered"
+        self.endings.fail(left, Stopped(cut_off))
         with self.lock:
             for batch in running:
                 self.give_up(batch)

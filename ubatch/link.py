@@ -6,6 +6,7 @@ all together.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -15,12 +16,15 @@ from ubatch.calling import Answered, Ask, Refused, read_answers, write_ask
 from ubatch.channel import Channel
 from ubatch.origin import Found, Sent
 from ubatch.parcel import unpack_error
-from ubatch.wire import Frame, Kind, WireError
+from ubatch.wire import Frame, Kind, Part, WireError
 
 if TYPE_CHECKING:
     from ubatch.backends.base import Backend
 
 GONE = "the model server is gone"
+
+STALLED = 10.0
+"""Seconds for which a server may take nothing of what it is sent."""
 
 HELD = 3600.0
 """Seconds for which an ask is waited for, and then again. A link is waited for idly; it
@@ -115,7 +119,8 @@ class Asked:
 class Link:
     """One connection to a server.
 
-    Owner: one greenlet or thread reads; those that send take turns.
+    Owner: one greenlet or thread reads; those that send take turns. ``_leaves`` and
+    ``_telling`` change under ``_lock``.
     Race (late_ask): 1. a strand finds the link alive; 2. the reader finds its end, and
     loses all that is under way; 3. the strand puts one more ask under way. So that is
     put in before it is sent: to send it fails, or the reader loses it.
@@ -130,6 +135,11 @@ class Link:
         self._turnstile = backend.mutex()
         self._numbers = count()
         self._under_way: dict[int, Asked] = {}
+        self._backend = backend
+        self._lock = backend.lock()
+        self._leaves: deque[tuple[int, list[int]]] = deque()  # to be told
+        self._telling = False  # a strand is there that tells them
+        self._why = GONE
 
     @property
     def usable(self) -> bool:
@@ -152,9 +162,17 @@ class Link:
             raise
 
     def leave(self, number: int, places: list[int]) -> None:
-        """Tell the server that nobody waits for some calls any more."""
-        with suppress(LinkLost, WireError):
-            self._send(lambda: (Kind.LEAVE, number, places))
+        """Have the server told that nobody waits for some calls. Does not block.
+
+        A strand of its own tells it: that has to wait until the server takes it.
+        """
+        with self._lock:
+            self._leaves.append((number, places))
+            if self._telling or not self.alive:
+                return
+            with suppress(RuntimeError):  # no thread is to be had; the next one tries
+                self._backend.spawn(self._tell, lambda _: None)
+                self._telling = True
 
     def forget(self, number: int) -> None:
         """Have nothing more to do with an ask."""
@@ -162,7 +180,6 @@ class Link:
 
     def read(self) -> None:
         """Take answers in, until the link ends."""
-        why = GONE
         try:
             while (frame := self._channel.receive()) is not None:
                 if frame.kind is Kind.ANSWERS:
@@ -170,16 +187,18 @@ class Link:
                 elif frame.kind is Kind.BYE:
                     self._say_goodbye(frame.ident)
                 elif frame.kind is Kind.REFUSE:
-                    why = f"the model server has ended the connection: {frame.head}"
+                    self._why = (
+                        f"the model server has ended the connection: {frame.head}"
+                    )
                 del frame  # and what is in it
         except WireError as error:
-            why = f"what the model server says is {error}"
+            self._why = f"what the model server says is {error}"
         except OSError:
             pass
         finally:
             self.end()
             for asked in list(self._under_way.values()):
-                asked.lose(LinkLost(why))
+                asked.lose(LinkLost(self._why))
             with self._turnstile:  # nobody sends
                 self._channel.close()
 
@@ -211,14 +230,29 @@ class Link:
                 if not self._under_way:
                     self.end()
 
-    def _send(self, what: Callable[[], tuple[Any, ...]]) -> None:
+    def _tell(self) -> None:
+        """Tell the server who has left, until nobody has."""
+        while True:
+            with self._lock:
+                if not self._leaves:
+                    self._telling = False
+                    return
+                number, places = self._leaves.popleft()
+            with suppress(LinkLost, WireError):
+                self._send(lambda: (Kind.LEAVE, number, places, []))
+
+    def _send(self, what: Callable[[], tuple[Kind, int, Any, list[Part]]]) -> None:
         with self._turnstile:
             if not self.alive:
-                raise LinkLost(GONE)
+                raise LinkLost(self._why)
             try:
-                self._channel.send(*what())
+                self._channel.send(*what(), STALLED)
             except WireError:
                 raise
+            except TimeoutError:
+                self._why = f"the model server has taken nothing for {STALLED:g} s"
+                self.end()
+                raise LinkLost(self._why) from None
             except OSError:
                 self.end()
                 raise LinkLost(GONE) from None

@@ -135,7 +135,8 @@ class Remote(Usual):
         self._backend = backend
         self._door = backend.mutex()
         self._link: Link | None = None
-        self._links: set[Link] = set()  # that one, and those whose servers are leaving
+        # That one, those whose servers are leaving, and one that is being greeted.
+        self._links: set[Link | Channel] = set()
         self._missed: float | None = None  # since when there is no server
         # When somebody last failed to connect, and what those get who waited for that.
         self._failed: tuple[float, Callable[[], BackendError]] = -inf, BackendError
@@ -147,8 +148,11 @@ class Remote(Usual):
         pass
 
     def give_up(self, batch: Batch) -> None:
+        # Only a stop() that has lost patience does, with all batches: so nobody is to
+        # wait for a server any longer, to answer or to take what it is sent.
         for asked in self._under_way.get(batch, ()):
-            self._leave(asked, asked.sent.calls)
+            asked.leave(asked.sent.calls)
+        self.close()
 
     def left(self, batch: Batch, call: int) -> None:
         for asked in self._under_way.get(batch, ()):
@@ -233,7 +237,7 @@ class Remote(Usual):
     def _leave(self, asked: Asked, calls: list[int]) -> None:
         places = asked.leave(calls)
         if places and asked.link is not None:
-            self._backend.defer(partial(asked.link.leave, asked.number, places))
+            asked.link.leave(asked.number, places)
 
     # The connection.
 
@@ -343,6 +347,9 @@ class Remote(Usual):
             BackendError: It will have nothing to do with us, or we with it.
         """
         channel = Channel(where.connect(self._path), self._wait_for)
+        self._links.add(channel)
+        if self._closed:
+            channel.end()
         try:
             channel.send(Kind.HELLO, 0, {"pid": os.getpid()}, timeout=patience)
             frame = channel.receive(patience)
@@ -364,6 +371,8 @@ class Remote(Usual):
         except BaseException:
             channel.close()
             raise
+        finally:
+            self._links.discard(channel)
         return channel, most
 
     def _wait_for(
