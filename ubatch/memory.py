@@ -304,14 +304,18 @@ def _copy(
     """Copy parts to their places in a segment, with pauses."""
     left = SLICE
     for part, (offset, size) in zip(parts, places):
+        if left <= 0:
+            pause()
+            left = SLICE
+        left -= size
+        if size <= SLICE:
+            segment[offset : offset + size] = part
+            continue
         for at in range(0, size, SLICE):
-            if left <= 0:
+            if at:
                 pause()
-                left = SLICE
-            piece = part if size <= SLICE else memoryview(part)[at : at + SLICE]
-            start, length = offset + at, len(piece)
-            segment[start : start + length] = piece
-            left -= length
+            piece = memoryview(part)[at : at + SLICE]
+            segment[offset + at : offset + at + len(piece)] = piece
 
 
 def _make(needed: int) -> tuple[mmap.mmap, int]:
