@@ -647,6 +647,8 @@ def test_race_uncounted(world: World) -> None:
     with before(Strands.hire_if_short, "self._count(counted)", strike):
         with pytest.raises(Struck):
             ub.submit(0)
+    strands: Any = ub._collector.strands  # type: ignore[union-attr]
+    world.until(lambda: strands.hired)
     callers = [world.spawn(ub.ubatch, number) for number in range(3)]
     world.until(lambda: handler.batches and ub.stats().pending == 2)
     assert 1 == ub.stats().running

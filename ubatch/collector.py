@@ -207,14 +207,13 @@ class Collector:
     def abandon(self) -> None:
         """End every call that is still there; their callers get Stopped."""
         with self.lock:
-            running = list(self.strands.running)
-            left = [*self.waiting, *running]
+            left = [*self.waiting, *self.strands.running]
         # Race (given_back): 1. a batch that runs elsewhere is given up; 2. its strand
         #       settles it, with no answers; 3. it is failed here. So that comes first.
         cut_off = f"{self.name}: stop(timeout) ended before this call was answered"
         self.endings.fail(left, Stopped(cut_off))
         with self.lock:
-            for batch in running:
+            for batch in self.strands.running:
                 self.give_up(batch)
         self.strands.look()
 

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 from _socket import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -172,8 +173,9 @@ class Server:
         pid = 0
         try:
             pid = address.check_peer(sock)
-            if self._greet(channel):
-                self._serve_session(pid, channel)
+            with self._watched(pid, channel):
+                if self._greet(channel):
+                    self._serve_session(pid, channel)
         except (BackendError, WireError) as error:
             self._drop(pid, str(error))
             with suppress(OSError):
@@ -210,7 +212,6 @@ class Server:
         )
         self._sessions.add(session)
         writer = gevent.spawn(self._write, session)
-        watcher = gevent.spawn(self._watch, session)
         try:
             session.read()
         except WireError as error:
@@ -220,23 +221,30 @@ class Server:
         finally:
             session.close()
             self._sessions.discard(session)
-            watcher.kill()
             writer.join()
 
-    def _watch(self, session: Session) -> None:
-        """Close a session when the client's process ends.
+    @contextmanager
+    def _watched(self, pid: int, channel: Channel) -> Iterator[None]:
+        """End a client's channel when its process ends, though a child holds it, too.
 
-        The end of its socket does not tell: a child that it has forked has that, too.
+        Where that cannot be seen, in another pid namespace say, whose pids are 0 here,
+        the end of the socket has to do.
         """
         try:
-            pidfd = os.pidfd_open(session.pid)
-        except OSError:  # it is of another pid namespace, say, and its pid is 0
-            return
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            pidfd = -1
+        watcher = gevent.spawn(self._watch, pidfd, channel) if pidfd >= 0 else None
         try:
-            self._collector().backend.wait_idly(pidfd)
-            session.close()
+            yield
         finally:
-            os.close(pidfd)
+            if watcher is not None:
+                watcher.kill()
+                os.close(pidfd)
+
+    def _watch(self, pidfd: int, channel: Channel) -> None:
+        self._collector().backend.wait_idly(pidfd)
+        channel.end()
 
     def _write(self, session: Session) -> None:
         try:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ubatch.collector import Collector
 
 STALLED = 10.0
-"""Seconds for which a client may take nothing of what it is sent."""
+"""Seconds for which a client may take nothing of what it is sent, or stop in the middle
+of what it sends."""
 
 EXPIRED = "the call's deadline had passed when it reached the model server"
 

@@ -132,8 +132,8 @@ class Strands:
     def _count(self, counted: list[bool]) -> None:
         """Count a strand as hired, once; under the lock."""
         # Race (uncounted): 1. a strand is started; 2. a signal's exception strikes who
-        #       started it; 3. it is not counted, and there will be one too many. So a
-        #       strand counts itself, if it was not.
+        #       started it; 3. it is not counted, and there is one too many for good. So
+        #       a strand counts itself, if it was not.
         if not counted:
             counted.append(True)
             self.hired += 1
