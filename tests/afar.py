@@ -174,11 +174,7 @@ class MachineAfar(Handlers):
         for name in "calls", "results", "failures", "cancelled", "expired", "rejected":
             total = sum(getattr(each, f"{name}_total") for each in seen)
             assert total == self.model.counts[name], (name, self.difference())
-        for one in list(self.watched):
-            assert one.has_ended() == one.is_due(), one
-            if one.is_due():
-                one.check()
-                self.watched.remove(one)
+        self.check_ended()
 
     def difference(self) -> str:
         status = self.server and self.server.status()

@@ -90,6 +90,7 @@ class Stage(RuleBasedStateMachine):
         self.executors: Sequence[str] = EXECUTORS[backend]  # of the first batcher
         self.bridge: Bridge | None = None  # to processes, if the handler is there
         gevent.get_hub().threadpool  # makes it
+        gevent.sleep(0.001)  # what others have left to the loop is not this one's
         gc.collect()
         gc.freeze()  # what a failed run left is not this one's
         self.threads_before = set(sys._current_frames())
@@ -258,6 +259,10 @@ class Stage(RuleBasedStateMachine):
         life, collector = self.model.life, self.ub._life.collector
         if collector and not (life.waiting or life.running):
             assert not collector.deadlines._batches, "an alarm is set for nobody"
+        self.check_ended()
+
+    def check_ended(self) -> None:
+        """Check how those have ended that should have by now, and nobody else."""
         for one in list(self.watched):
             assert one.has_ended() == one.is_due(), one
             if one.is_due():

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 import gevent
 import numpy
 import pytest
+from gevent import monkey
 
 from tests.forcing import Struck, strike
 from ubatch import backends
@@ -23,6 +24,9 @@ from ubatch.memory import FEW, SEGMENTS, SLICE, WORTH, Outgoing, Rights
 from ubatch.wire import Frame, Kind, Part, WireError
 
 LARGE = bytes(WORTH)
+
+close = monkey.get_original("os", "close")
+"""At once: gevent's may leave that to the loop, where it has watched the number."""
 
 
 @pytest.fixture
@@ -140,7 +144,7 @@ def test_much_is_copied_with_pauses(sizes: list[int], pauses: int) -> None:
     put = outgoing.put(parts, lambda: paused.append(None))
     assert put is not None and put.fd is not None
     found = [os.pread(put.fd, size, at) for at, size in put.places]
-    os.close(put.fd)
+    close(put.fd)
     assert parts == found
     assert pauses == len(paused)
 
@@ -167,7 +171,7 @@ def test_what_was_not_copied_to_the_end_leaves_nothing() -> None:
     files = len(os.listdir("/proc/self/fd"))
     first = outgoing.put([LARGE], strike)
     assert first is not None and first.fd is not None
-    os.close(first.fd)
+    close(first.fd)
     outgoing.free([first.number])
     kept = len(os.listdir("/proc/self/fd"))
     for _ in range(2 * SEGMENTS):
@@ -178,7 +182,7 @@ def test_what_was_not_copied_to_the_end_leaves_nothing() -> None:
     assert list(range(SEGMENTS)) == sorted(put.number for put in puts if put)
     for put in puts:
         assert put is not None and put.fd is not None, "its reader has not got it"
-        os.close(put.fd)
+        close(put.fd)
     del outgoing
     gc.collect()
     assert files == len(os.listdir("/proc/self/fd"))
@@ -189,7 +193,7 @@ def no_more_files() -> Iterator[None]:
     """Have no file be opened, as if too many were."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
-    os.close(lowest)
+    close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
         yield
@@ -237,11 +241,11 @@ def test_a_segment_is_not_taken_for_one_that_was_lost() -> None:
     lost, other = sealed(4096), sealed(4096)
     theirs.sendmsg([first[:-1]], rights_of([lost]))
     channel = Channel(ours, wait)
-    os.close(lost)
+    close(lost)
     with ExitStack() as full, pytest.raises(WireError, match=TOO_MANY):
         full.enter_context(no_more_files())
         channel.receive()
-    os.close(other)
+    close(other)
     channel.close()
     theirs.close()
 
@@ -322,7 +326,7 @@ def test_memory_that_is_not_as_is_said_is_refused(
     """Nobody can have this process read what is not there, or will not be."""
     fd = sealed(size, seals)
     channel = raw(note, [fd])
-    os.close(fd)
+    close(fd)
     with pytest.raises(WireError):
         channel.receive(timeout=5.0)
     channel.close()
@@ -333,7 +337,7 @@ def test_descriptors_that_nobody_speaks_of_are_closed() -> None:
     files = len(os.listdir("/proc/self/fd"))
     fd = sealed(4096)
     channel = raw([[]], [fd] * (2 * FEW))
-    os.close(fd)
+    close(fd)
     assert channel.receive(timeout=5.0) is not None
     channel.close()
     assert files == len(os.listdir("/proc/self/fd"))
