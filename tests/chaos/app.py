@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from tests.chaos.handler import Item, handler_of
 from tests.chaos.journal import HOME
 from tests.chaos.plan import BATCHERS, DEADLINE, KIND, socket_of
-from ubatch import BackendError, ProcessExecutor, UBatch
+from ubatch import BackendError, ProcessExecutor, UBatch, WorkerLost
 from ubatch.flask import answer, init_app
 
 SHARED: Any = "hub_threadpool"
@@ -61,6 +61,7 @@ app = Flask(__name__)
 init_app(app)
 
 
+@app.errorhandler(WorkerLost)
 @app.errorhandler(BackendError)
 def tell_all(error: BackendError) -> Any:
     """Say what was lost: the ledger is told what others are not."""

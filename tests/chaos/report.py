@@ -17,15 +17,18 @@ Pulse = dict[str, Any]
 
 MB = 1e6
 GROWTH = {
-    "gevent": {"rss": 10.0, "fds": 12.0, "threads": 6.0},
+    "gevent": {"rss": 10.0, "fds": 6.0, "threads": 6.0},
     "gthread": {"rss": 20.0, "fds": 6.0, "threads": 72.0},
 }
 """How much a worker may grow between two rests: MB; numbers.
 
 A young worker's memory still grows by 2 to 5 MB. Of their own the batchers of the app
-have three threads, which may not have been needed before the first rest; under gevent
-each has two files once it has slept: a hub. gthread has 64 more threads.
+have three threads, which may not have been needed before the first rest, and gthread has
+64 more. A model process and a model server take up to two sockets each, and a pidfd.
 """
+
+HUB_FILES = {"gevent": 2, "gthread": 0}
+"""Of each thread, beside those: under gevent it has a hub once it has slept."""
 
 WAITS = ("pending", "running")
 """What a model server tells of calls that it has not answered yet."""
@@ -116,7 +119,7 @@ def rows(
         Row("right, share", f"{share:.0%}", f"> {LEAST_RIGHT:.0%}", enough),
         Row("latest answer, after its deadline", f"{ledger.latest():.2f} s"),
         Row("longest wait for a worker", f"{ledger.longest_at_the_door():.2f} s"),
-        *_growth(GROWTH[kind], before.pulses, after.pulses),
+        *_growth(kind, before.pulses, after.pulses),
         *_beside(ledger, orphans, before, after, left_over),
         Row(", ".join(KINDS), ", ".join(str(made[kind]) for kind in KINDS)),
     ]
@@ -194,10 +197,13 @@ def _grown(
     )
 
 
-def _growth(
-    bounds: dict[str, float], before: list[Pulse], after: list[Pulse]
-) -> list[Row]:
+def _growth(kind: str, before: list[Pulse], after: list[Pulse]) -> list[Row]:
     """Return the growth of the worker that grew most, of those that lived on."""
+    bounds, hub = GROWTH[kind], HUB_FILES[kind]
+    before, after = [
+        [{**pulse, "fds": pulse["fds"] - hub * pulse["threads"]} for pulse in pulses]
+        for pulses in (before, after)
+    ]
     first = {pulse["pid"]: pulse for pulse in before}
     pairs = [(first[each["pid"]], each) for each in after if each["pid"] in first]
     if len(pairs) < 2:
@@ -210,7 +216,7 @@ def _growth(
     }
     names = {
         "rss": f"RSS growth of a worker over {_number(calls)} calls, MB",
-        "fds": "open files, growth of a worker at rest",
+        "fds": "open files, growth of a worker at rest, but its hubs'",
         "threads": "threads, growth of a worker at rest",
     }
     return [
