@@ -23,8 +23,9 @@ GROWTH = {
 """How much a worker may grow between two rests: MB; numbers.
 
 A young worker's memory still grows by 2 to 5 MB. Of their own the batchers of the app
-have three threads, which may not have been needed before the first rest, and gthread has
-64 more. A model process and a model server take up to two sockets each, and a pidfd.
+have three threads, which may not have been needed before the first rest, and gthread
+has 64 more. A model process and a model server take up to two sockets each, and the
+process a pidfd.
 """
 
 HUB_FILES = {"gevent": 2, "gthread": 0}
@@ -40,8 +41,10 @@ ENOUGH_PAST = 5
 """Batches past the limit, of which one at least has to be seen to be replaced."""
 
 
-MODEL_GROWTH = {"rss": 10.0, "fds": 2.0, "threads": 2.0}
-"""The same for a model process, or a model server, that lived on."""
+MODEL_GROWTH = {"rss": 10.0, "fds": 4.0, "threads": 2.0}
+"""The same for a model process, or a model server, that lived on. A server has two
+files for each client, a socket and a pidfd, and the workers may not have come before
+the first rest."""
 
 WORKERS = 2
 MODELS = sum(
