@@ -5,13 +5,18 @@ Ctrl-C, say, or a time limit: the next one who comes goes on as if nothing had b
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from tests.fakes import Gated, Recorder, World
 from tests.forcing import Struck, before, strike
-from ubatch import DeadlineExceeded, Stopped, UBatch
+from ubatch import BackendError, DeadlineExceeded, Stopped, UBatch
 from ubatch.collector import Collector
 from ubatch.endings import Endings
+from ubatch.strands import Strands
 
 pytestmark = pytest.mark.concurrency
 
@@ -33,13 +38,22 @@ def test_who_is_struck_opening_a_batch_leaves_nothing_of_it(
     assert [[1]] == handler.batches
 
 
-def test_a_stop_that_is_struck_can_be_called_again(world: World) -> None:
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (Endings.settle, "with self._lock:"),  # of the one that runs
+        (Endings._settle, "told = batch.settle("),  # of the first that waits
+    ],
+)
+def test_a_stop_that_is_struck_can_be_called_again(
+    function: Callable[..., Any], line: str, world: World
+) -> None:
     """It ends those that the first one did not get to; they used to be lost."""
     handler = Gated(world.gate())
     ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
     futures = [ub.submit(number) for number in range(4)]
     world.until(lambda: ub.stats().running)
-    with before(Endings.settle, "with self._lock:", strike):
+    with before(function, line, strike):
         with pytest.raises(Struck):
             ub.stop(timeout=0.0)
     ub.stop(timeout=0.0)
@@ -89,3 +103,30 @@ def strike_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(Endings, "tell", interrupted)
     return struck
+
+
+def test_what_dies_with_a_strand_is_run_by_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits is told to call again, so nobody may be working on it."""
+    fail = Endings.fail
+
+    def late(self: Endings, *args: Any) -> None:
+        if not world.is_gevent:  # where nothing can come in between
+            time.sleep(0.1)  # another strand would have begun by then
+        fail(self, *args)
+
+    handler = Gated(world.gate())
+    ub = UBatch(1, 0.0, handler=handler, backend=world.backend).start()
+    callers = [world.spawn(ub.ubatch, number) for number in range(3)]
+    world.until(lambda: handler.batches and ub.stats().pending == 2)
+    monkeypatch.setattr(Endings, "fail", late)
+    monkeypatch.setattr(Strands, "_observe", lambda *_: strike())
+    handler.gate.open()
+    for caller in callers:
+        with pytest.raises(BackendError, match="killed from outside"):
+            caller.result()
+    monkeypatch.undo()
+    assert "3" == world.spawn(ub.ubatch, 3).result()
+    ub.stop()
+    assert [[0], [3]] == handler.batches

@@ -170,18 +170,17 @@ class Collector:
             try:
                 self.strands.hire_if_short()
             except BackendError as error:
-                left, failure = list(self.waiting), error
-            else:
-                return
-        self.endings.fail(left, failure)
+                self.endings.fail_waiting(error)
+        self.endings.tell()
 
     def begin_stop(self) -> None:
         """Run what was accepted, then end; the life is closed."""
         with self.lock:
-            left = [] if self.life.started else list(self.waiting)
+            if not self.life.started:
+                self.endings.fail_waiting(self._stopped())
             self.strands.hire_if_short()
             end = not self.strands.at_work
-        self.endings.fail(left, self._stopped())
+        self.endings.tell()
         self.strands.look()
         if end:
             self.end()
@@ -190,8 +189,8 @@ class Collector:
         """Look at what waits: there is a place, or *trouble* says why there is none."""
         if trouble is not None:
             with self.lock:
-                left = list(self.waiting)
-            self.endings.fail(left, trouble)
+                self.endings.fail_waiting(trouble)
+            self.endings.tell()
         self.strands.look()
 
     def left(self, batch: Batch, caller: Caller) -> None:
@@ -206,14 +205,17 @@ class Collector:
 
     def abandon(self) -> None:
         """End every call that is still there; their callers get Stopped."""
+        error = Stopped(
+            f"{self.name}: stop(timeout) ended before this call was answered"
+        )
         with self.lock:
-            left = [*self.waiting, *self.strands.running]
+            self.endings.fail_waiting(error)
+            running = list(self.strands.running)
         # Race (given_back): 1. a batch that runs elsewhere is given up; 2. its strand
         #       settles it, with no answers; 3. it is failed here. So that comes first.
-        cut_off = f"{self.name}: stop(timeout) ended before this call was answered"
-        self.endings.fail(left, Stopped(cut_off))
+        self.endings.fail(running, error)
         with self.lock:
-            for batch in self.strands.running:
+            for batch in running:
                 self.give_up(batch)
         self.strands.look()
 

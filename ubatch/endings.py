@@ -7,7 +7,7 @@ ends it takes it out of its batch under the lock, and tells its caller after tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import CancelledError
 from functools import partial
 from math import inf
@@ -33,7 +33,7 @@ class Endings:
     """Ends the calls of one collector.
 
     Owner: as the collector's, whose lock this takes; but a method that begins with
-    an underscore is called under it, and give_up_due() too.
+    an underscore is called under it, as give_up_due() and fail_waiting() are.
     Invariant: a call that was taken out of its batch, and whose caller has not been
     told, is owed. Whoever tells tells all that is owed, each once: if a signal's
     exception ends one that would have told, the next one does.
@@ -68,14 +68,19 @@ class Endings:
             self._count(batch, told)
         self.tell()
 
-    def fail(self, batches: list[Batch], error: Exception) -> None:
-        """End every call of these batches with an error of ours.
-
-        One that waits does so until then: whatever cuts this off, none is lost.
-        """
+    def fail(self, batches: Iterable[Batch], error: Exception) -> None:
+        """End every call of these batches, which run, with an error of ours."""
         for batch in batches:
             self.settle(batch, Outcome(None, Failure(error), 0.0))
-        self.tell()  # if another was cut off
+        self.tell()  # also of those that waited, or where somebody was cut off
+
+    def fail_waiting(self, error: Exception) -> None:
+        """End every call that waits with an error of ours. Under the lock; tell() then.
+
+        Each batch waits until its turn: whatever cuts this off, none is lost.
+        """
+        for batch in list(self._collector.waiting):
+            self._settle(batch, Outcome(None, Failure(error), 0.0))
 
     def tell(self) -> None:
         """Tell who waits for calls that have ended; runs no user's code."""
@@ -122,8 +127,7 @@ class Endings:
         for batch in stuck:
             self._give_up(batch)
         if stuck and not collector.strands.at_work:  # nor can be: see replace()
-            for batch in list(collector.waiting):
-                self._settle(batch, Outcome(None, Failure(self.stuck()), 0.0))
+            self.fail_waiting(self.stuck())
         return bool(calls or stuck)
 
     def ring(self) -> None:

@@ -303,12 +303,14 @@ class Strands:
             return
         with self._lock:
             self.hired -= bool(counted)
-            left = [] if escaped is None else [*hand, *collector.waiting]
+            left = list(hand)
             self._put_down(hand)
+            if escaped is not None:
+                collector.endings.fail_waiting(collector.endings.killed())
             try:  # of those that were replaced too many may have left
                 self.hire_if_short()
             except BackendError:
-                left += collector.waiting
+                collector.endings.fail_waiting(collector.endings.killed())
             end = collector.life.closed and not self.at_work
         collector.endings.fail(left, collector.endings.killed())
         if escaped is not None:
